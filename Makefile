@@ -1,0 +1,61 @@
+# `make book` and `make test` do everything, on a machine with Python 3.11 or newer and make.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# Active waiting of OpenMP threads slows every step as soon as another process wants the cores.
+export OMP_WAIT_POLICY = PASSIVE
+# Constraints that hold for the build backend too, which pip installs in an environment of its own.
+export PIP_CONSTRAINT = $(CURDIR)/constraints.txt
+export PIP_DISABLE_PIP_VERSION_CHECK = 1
+PACKAGE := $(shell find companion -name '*.py' -o -name '*.npz' -o -name '*.json')
+
+.DEFAULT_GOAL := help
+.PHONY: help book test verify serve notebooks colab lint constraints repository clean
+
+help:  ## list the targets
+	@sed -nE 's/^([a-z]+):.*## (.*)/  make \1 — \2/p' Makefile
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if v >= (3, 11) else \
+		f"Python 3.11 or newer is needed and {v[0]}.{v[1]} was found: call make with PYTHON=/path/to/python3.12")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --editable '.[book,test]'
+	@touch $@
+
+# Checks run anew, and executed notebooks are forgotten, when the package has changed: the cache of
+# executed notebooks looks at their cells alone.
+_build/ledger.json: $(VENV)/.installed $(PACKAGE)
+	rm -rf _build/.jupyter_cache
+	$(BIN)/companion verify --json $@ || (rm -f $@; exit 1)
+
+book: $(VENV)/.installed _build/ledger.json  ## check the equations, execute the chapters, build the HTML
+	$(BIN)/jupyter-book build -W -n --keep-going -q .
+
+test: $(VENV)/.installed  ## unit tests, then every chapter executed and compared with its stored outputs
+	$(BIN)/pytest
+	$(BIN)/pytest --nbval --nbval-current-env book/*.ipynb
+
+verify: $(VENV)/.installed  ## the checks of all equations, as a table
+	$(BIN)/companion verify
+
+serve: book  ## build the book and open it in a browser
+	$(BIN)/python tools/serve.py
+
+notebooks: $(VENV)/.installed  ## execute the chapters and store them in the form that git keeps
+	$(BIN)/python tools/notebooks.py book/*.ipynb
+
+colab: $(VENV)/.installed  ## run every chapter alone in an empty folder, as Colab would
+	COMPANION_COLAB=all $(BIN)/pytest tests/test_colab.py
+
+lint: $(VENV)/.installed  ## ruff
+	$(BIN)/ruff check . && $(BIN)/ruff format --check .
+
+constraints: $(VENV)/.installed  ## write constraints.txt anew from the environment
+	$(BIN)/python tools/constraints.py
+
+repository: $(VENV)/.installed  ## carry the address of the repository everywhere: make repository URL=https://...
+	$(BIN)/python tools/repository.py $(URL)
+
+clean:  ## remove the environment and everything built
+	rm -rf $(VENV) _build .cache
