@@ -39,6 +39,11 @@ def test_inequalities_are_judged_in_their_direction():
     assert not check(lambda _: Lines({"a": 2.0, "≤ b": 1.0}, mutants)).run().passed
 
 
+def test_a_mutant_may_replace_several_lines():
+    swapped = Mutant("the other way round", {"a": 1.0, "≥ b": 2.0})
+    assert check(lambda _: Lines({"a": 2.0, "≥ b": 1.0}, [swapped, Mutant("n", 3.0)])).run().ok
+
+
 def test_estimates_are_allowed_five_standard_errors_and_mutants_need_ten():
     def run(value, mutant):
         mutants = [Mutant("m", mutant), Mutant("n", 9.0)]
@@ -67,7 +72,7 @@ def test_arrays_are_judged_element_by_element():
         (Lines({"a": 1, "= b": 1}, [Mutant("m", 2), Mutant("n", 2)]), 2, "at least 3 instances"),
         (Lines({"a": 1, "b": 1}, [Mutant("m", 2), Mutant("n", 2)]), 3, "must start with"),
         (Lines({"a": 1, "= b": 1}, [Mutant("m", np.inf), Mutant("n", 2)]), 3, "no finite value"),
-        (Lines({"a": 1, "= b": 1}, [Mutant("m", 2, line="c"), Mutant("n", 2)]), 3, "replaces no line"),
+        (Lines({"a": 1, "= b": 1}, [Mutant("m", {"c": 2}), Mutant("n", 2)]), 3, "replaces no line"),
         (Lines({"a": 1}, [Mutant("m", 2), Mutant("n", 2)]), 3, "at least 2 lines"),
     ],
 )

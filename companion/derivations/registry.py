@@ -40,11 +40,10 @@ class CheckFailed(AssertionError):
 
 @dataclass(frozen=True)
 class Mutant:
-    """A wrong variant: `value` takes the place of the line named `line` (of the last one if None)."""
+    """A wrong variant: `value` takes the place of the last line, or of the lines that a mapping names."""
 
     name: str
-    value: ArrayLike
-    line: str | None = None
+    value: ArrayLike | Mapping[str, ArrayLike]
     erratum: str | None = None
 
 
@@ -190,12 +189,13 @@ class Check:
         """The worst violation between neighbouring lines, what is allowed there, and what rejects a mutant."""
         values = {name: np.asarray(value, dtype=np.float64) for name, value in run.values.items()}
         if mutant is not None:
-            line = mutant.line or list(values)[-1]
-            if line not in values:
-                raise ValueError(f"{self.label}: mutant {mutant.name!r} replaces no line: {line!r}")
-            values[line] = np.asarray(mutant.value, dtype=np.float64)
-            if not np.isfinite(values[line]).all():
-                raise ValueError(f"{self.label}: mutant {mutant.name!r} has no finite value")
+            last = list(values)[-1]
+            for line, value in (mutant.value if isinstance(mutant.value, Mapping) else {last: mutant.value}).items():
+                if line not in values:
+                    raise ValueError(f"{self.label}: mutant {mutant.name!r} replaces no line: {line!r}")
+                values[line] = np.asarray(value, dtype=np.float64)
+                if not np.isfinite(values[line]).all():
+                    raise ValueError(f"{self.label}: mutant {mutant.name!r} has no finite value")
         if len(values) < 2:
             raise ValueError(f"{self.label}: a check needs at least 2 lines")
         names = list(values)

@@ -1,0 +1,19 @@
+"""The models, one module for each chapter. `capability_table()` says what each of them can do."""
+
+from companion.models.elbo import BernoulliMixture
+from companion.models.generative_problem import GaussianMixture, IndependentPixels, ProbabilisticPCA
+from companion.models.questions import QUESTIONS, Loss, answers
+
+MODELS = (IndependentPixels, GaussianMixture, ProbabilisticPCA, BernoulliMixture)
+
+__all__ = ["MODELS", "QUESTIONS", "Loss", "answers", "capability_table", *(model.__name__ for model in MODELS)]
+
+
+def capability_table() -> str:
+    """The questions each model answers, as a Markdown table, read off the models' own methods."""
+    header = f"| model | {' | '.join(QUESTIONS)} |\n| --- |{' :-: |' * len(QUESTIONS)}"
+    rows = (
+        f"| `{model.__name__}` | {' | '.join('✓' if question in answers(model) else '' for question in QUESTIONS)} |"
+        for model in MODELS
+    )
+    return "\n".join([header, *rows])

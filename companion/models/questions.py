@@ -1,0 +1,77 @@
+"""The questions that a model may answer, each a protocol with one or two methods.
+
+A model is an `nn.Module` that has the methods of the questions its family can answer, and no others, so
+that `isinstance(model, Density)` says whether it has an exact density.
+"""
+
+from typing import NamedTuple, Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.distributions import Distribution
+
+
+class Loss(NamedTuple):
+    """What training minimises: a value per example, its parts by name, and its unit.
+
+    The unit is "nats" only for a negative log-likelihood or a bound on one.
+    """
+
+    value: Float[Tensor, " batch"]
+    parts: dict[str, Tensor]
+    unit: str
+
+
+@runtime_checkable
+class Learner(Protocol):
+    def loss(self, x: Tensor) -> Loss: ...
+
+
+@runtime_checkable
+class Sampler(Protocol):
+    def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor: ...
+
+
+@runtime_checkable
+class Density(Protocol):
+    def log_prob(self, x: Tensor) -> Float[Tensor, " batch"]: ...
+
+
+@runtime_checkable
+class Bound(Protocol):
+    def elbo(self, x: Tensor) -> Float[Tensor, " batch"]: ...
+
+
+@runtime_checkable
+class Energy(Protocol):
+    def energy(self, x: Tensor) -> Float[Tensor, " batch"]: ...
+
+
+@runtime_checkable
+class Score(Protocol):
+    def score(self, x: Tensor) -> Tensor: ...
+
+
+@runtime_checkable
+class Code(Protocol):
+    def encode(self, x: Tensor) -> Distribution: ...
+
+    def decode(self, z: Tensor) -> Distribution: ...
+
+
+QUESTIONS: dict[str, type] = {
+    "loss": Learner,
+    "sample": Sampler,
+    "exact density": Density,
+    "bound": Bound,
+    "energy": Energy,
+    "score": Score,
+    "code": Code,
+}
+
+
+def answers(model: object) -> list[str]:
+    """The questions that a model, or a class of models, answers."""
+    kind = model if isinstance(model, type) else type(model)
+    return [question for question, protocol in QUESTIONS.items() if issubclass(kind, protocol)]

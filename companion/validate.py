@@ -1,0 +1,38 @@
+"""What every model asks of its input. Each function returns nothing and raises a clear error."""
+
+import torch
+from torch import Tensor
+
+
+def require_events(x: Tensor, event_shape: tuple[int, ...], name: str = "x") -> None:
+    """`x` is a batch of floating-point events of the given shape, without NaN or infinities.
+
+    Raises:
+        TypeError: not a tensor, or not a floating dtype.
+        ValueError: the wrong shape, or values that are not finite.
+    """
+    if not isinstance(x, Tensor):
+        raise TypeError(f"{name} must be a torch.Tensor, got {type(x).__name__}")
+    if not x.is_floating_point():
+        raise TypeError(f"{name} must have a floating dtype, got {x.dtype}; convert it with {name}.float()")
+    if x.ndim != 1 + len(event_shape) or tuple(x.shape[1:]) != tuple(event_shape):
+        expected = ", ".join(["batch", *map(str, event_shape)])
+        raise ValueError(f"{name} must have shape ({expected}), got {tuple(x.shape)}")
+    if not torch.isfinite(x).all():
+        raise ValueError(f"{name} must be finite, got {int((~torch.isfinite(x)).sum())} NaN or infinite values")
+
+
+def require_binary(x: Tensor, name: str = "x") -> None:
+    """Every value of `x` is 0 or 1.
+
+    Raises ValueError with the first other value: a model of binary pixels gives grey ones a number that is
+    no probability, and says nothing.
+    """
+    other = (x != 0) & (x != 1)
+    if other.any():
+        raise ValueError(f"{name} must hold only 0 and 1, got {x[other][0].item():.6g}; binarise it first")
+
+
+def require_positive_int(value: int, name: str) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ValueError(f"{name} must be a positive integer, got {value!r}")
