@@ -43,6 +43,7 @@ serve: book  ## build the book and open it in a browser
 	$(BIN)/python tools/serve.py
 
 notebooks: $(VENV)/.installed  ## execute the chapters and store them in the form that git keeps
+	$(BIN)/ruff format --quiet --line-length 84 book/*.ipynb
 	$(BIN)/python tools/notebooks.py book/*.ipynb
 
 colab: $(VENV)/.installed  ## run every chapter alone in an empty folder, as Colab would
@@ -50,6 +51,7 @@ colab: $(VENV)/.installed  ## run every chapter alone in an empty folder, as Col
 
 lint: $(VENV)/.installed  ## ruff
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
+	$(BIN)/ruff format --check --line-length 84 book/*.ipynb
 
 constraints: $(VENV)/.installed  ## write constraints.txt anew from the environment
 	$(BIN)/python tools/constraints.py

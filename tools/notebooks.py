@@ -25,8 +25,19 @@ def normalise(notebook: NotebookNode) -> NotebookNode:
     for cell in notebook.cells:
         cell.metadata = nbformat.from_dict({k: v for k, v in cell.metadata.items() if k in KEPT_CELL_METADATA})
         if cell.cell_type == "code":
-            cell.outputs = [kept for output in cell.outputs if (kept := normalise_output(output))]
+            cell.outputs = merge_streams([kept for output in cell.outputs if (kept := normalise_output(output))])
     return notebook
+
+
+def merge_streams(outputs: list[NotebookNode]) -> list[NotebookNode]:
+    """One output for consecutive prints, however the kernel happened to cut them."""
+    merged: list[NotebookNode] = []
+    for output in outputs:
+        if merged and output.output_type == "stream" and merged[-1].get("name") == output.name:
+            merged[-1].text += output.text
+        else:
+            merged.append(output)
+    return merged
 
 
 def normalise_output(output: NotebookNode) -> NotebookNode | None:

@@ -84,7 +84,7 @@ def draw_badges(app: Sphinx, doctree: nodes.document, docname: str) -> None:
         )
         badge = (
             f'<div class="verified"><a class="{"ok" if check["passed"] else "failed"}" href="{escape(url)}" '
-            f'title="{escape(title)}"><span class="mark">{"✓" if check["passed"] else "✗"}</span> '
+            f'title="{escape(title)}"><span class="tick">{"✓" if check["passed"] else "✗"}</span> '
             f"{check['kind']} · {closeness(check)}</a></div>"
         )
         equation.parent.insert(equation.parent.index(equation) + 1, nodes.raw("", badge, format="html"))

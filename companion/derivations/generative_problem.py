@@ -217,8 +217,7 @@ def score_ignores_constant(rng: np.random.Generator) -> Lines:
 
 @verifies(
     "importance-weight-variance",
-    r"\frac{\mathrm{Var}_q[w]}{\mathbb E_q[w]^2}=\Big(\frac{\tau^2}{\sqrt{2\tau^2-1}}\Big)^{d_x}-1,"
-    r"\qquad w=\frac{\tilde p(x)}{q(x)},\quad p=N(0,I),\quad q=N(0,\tau^2I)",
+    r"\frac{\mathrm{Var}_q[w]}{\mathbb E_q[w]^2}=\Big(\frac{\tau^2}{\sqrt{2\tau^2-1}}\Big)^{d_x}-1",
     kind="identity",
     route="quadrature",
     **PLANE,
@@ -757,4 +756,30 @@ def ppca_mle(rng: np.random.Generator) -> Lines:
             ),
             Mutant("no square root", {line: gradient(variance, (values[:2] - variance) ** 2)}),
         ],
+    )
+
+
+@verifies(
+    "intrinsic-dimension",
+    r"\hat m(x)^{-1}=\frac1{k-1}\sum_{j=1}^{k-1}\log\frac{T_k(x)}{T_j(x)},\qquad"
+    r"\mathbb E[\hat m(x)^{-1}]=\frac1m",
+    kind="estimate",
+    route="Monte Carlo",
+    reason="five standard errors of 20,000 neighbourhoods of a uniform cloud",
+)
+def intrinsic_dimension(rng: np.random.Generator) -> Lines:
+    m, k, repeats, n = int(rng.integers(2, 7)), 6, 20_000, 30
+    # Distances from the centre of a ball to the nearest k of n uniform points in it.
+    distances = np.sort(rng.uniform(size=(repeats, n)) ** (1 / m), axis=1)[:, :k]
+    logs = np.log(distances[:, -1:] / distances[:, :-1])
+    estimate = logs.mean(1)
+    line = "= mean of 1/m̂"
+    return Lines(
+        {"1/m": 1 / m, line: estimate.mean()},
+        [
+            Mutant("divided by k", {line: logs.sum(1).mean() / k}),
+            Mutant("T_1 in every term", {line: np.log(distances[:, -1] / distances[:, 0]).mean()}),
+            Mutant("squared distances", {line: 2 * estimate.mean()}),
+        ],
+        standard_errors={line: estimate.std() / np.sqrt(repeats)},
     )

@@ -138,8 +138,9 @@ class Check:
     @property
     def source(self) -> str:
         """Path and lines of the check's source, as a fragment of the repository's address."""
-        lines, first = inspect.getsourcelines(self.function)
-        file = Path(inspect.getsourcefile(self.function))
+        function = inspect.unwrap(self.function)
+        lines, first = inspect.getsourcelines(function)
+        file = Path(inspect.getsourcefile(function))
         root = Path(__file__).parents[2]
         return f"{file.relative_to(root).as_posix()}#L{first}-L{first + len(lines) - 1}"
 
@@ -300,4 +301,6 @@ def _jsonable(value: ArrayLike) -> float | list[float]:
 
 
 def _format(value: float | list[float]) -> str:
-    return f"{value + 0.0:.5g}" if isinstance(value, float) else ", ".join(f"{v + 0.0:.4g}" for v in value)
+    # Rounding noise around zero differs between processors, and the notebooks' outputs must not.
+    values = [0.0 if abs(v) < 1e-9 else v for v in (value if isinstance(value, list) else [value])]
+    return f"{values[0]:.5g}" if isinstance(value, float) else ", ".join(f"{v:.4g}" for v in values)
