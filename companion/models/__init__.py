@@ -3,8 +3,9 @@
 from companion.models.elbo import BernoulliMixture
 from companion.models.generative_problem import GaussianMixture, IndependentPixels, ProbabilisticPCA
 from companion.models.questions import QUESTIONS, Loss, answers
+from companion.models.vae import VAE, Autoencoder
 
-MODELS = (IndependentPixels, GaussianMixture, ProbabilisticPCA, BernoulliMixture)
+MODELS = (IndependentPixels, GaussianMixture, ProbabilisticPCA, BernoulliMixture, Autoencoder, VAE)
 
 __all__ = ["MODELS", "QUESTIONS", "Loss", "answers", "capability_table", *(model.__name__ for model in MODELS)]
 
