@@ -11,7 +11,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 PACKAGE := $(shell find companion -name '*.py' -o -name '*.npz' -o -name '*.json')
 
 .DEFAULT_GOAL := help
-.PHONY: help book test verify serve notebooks colab lint constraints repository clean
+.PHONY: help book test bench verify serve notebooks colab lint constraints repository clean
 
 help:  ## list the targets
 	@sed -nE 's/^([a-z]+):.*## (.*)/  make \1 — \2/p' Makefile
@@ -35,6 +35,10 @@ book: $(VENV)/.installed _build/ledger.json  ## check the equations, execute the
 test: $(VENV)/.installed  ## unit tests, then every chapter executed and compared with its stored outputs
 	$(BIN)/pytest
 	$(BIN)/pytest --nbval --nbval-current-env book/*.ipynb
+
+bench: $(VENV)/.installed  ## speed beside peer libraries
+	$(BIN)/pip install --quiet '.[bench]'
+	$(BIN)/python -m benchmarks
 
 verify: $(VENV)/.installed  ## the checks of all equations, as a table
 	$(BIN)/companion verify

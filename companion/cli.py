@@ -1,14 +1,240 @@
-"""The command line: `companion verify`."""
+"""The command line: `companion train`, `sample`, `evaluate`, `run` and `verify`."""
 
+import functools
 import json
+import math
+import os
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 
 app = tyro.extras.SubcommandApp()
+
+# Active waiting of OpenMP threads slows every step as soon as another process wants the cores; torch, imported by
+# the commands, reads this once.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+Name = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="NAME")]
+Folder = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="FOLDER")]
+Device = Literal["cpu", "cuda", "auto"]
+
+MODEL, CONFIG, HISTORY, EVALUATION = "model.safetensors", "config.json", "history.json", "evaluation.json"
+
+
+def _command(function: Callable[..., int]) -> Callable[..., int]:
+    """Register a command. What its user got wrong ends in one line and exit code 2, without a traceback."""
+
+    @app.command
+    @functools.wraps(function)
+    def command(*args, **kwargs) -> int:
+        try:
+            return function(*args, **kwargs)
+        except (ValueError, OSError, FloatingPointError) as error:
+            print(f"companion {function.__name__}: {error}", file=sys.stderr)
+            return 2
+
+    return command
+
+
+@_command
+def train(
+    name: Name,
+    preset: Literal["quick", "paper"] = "quick",
+    data: Literal["mnist6k", "mnist", "fashion_mnist"] | None = None,
+    device: Device = "auto",
+    steps: int | None = None,
+    seed: int = 0,
+    out: Path | None = None,
+) -> int:
+    """Train a model on images and keep it in a folder.
+
+    Stopped at any time, the same command goes on from the last checkpoint in the folder.
+
+    Args:
+        name: the model, such as "vae"; an unknown one prints the list.
+        preset: "quick" takes a minute on a CPU; "paper" trains as the paper did, for which a GPU is a good idea.
+        data: the images; the preset's own if not given. mnist6k comes with the package, the others are downloaded.
+        device: where to train; auto is the GPU if there is one.
+        steps: updates of the weights; the preset's own if not given.
+        seed: of the first weights, the order of the images and the noise.
+        out: the folder; runs/NAME if not given.
+    """
+    from dataclasses import asdict, replace
+
+    import torch
+
+    from companion import __version__
+    from companion.presets import find, fixed, splits, training_data
+    from companion.training import fit, save_model
+
+    chosen = find(name, preset)
+    settings = replace(chosen.settings, seed=seed, **({} if steps is None else {"steps": steps}))
+    folder, data, device = out or Path("runs") / name, data or chosen.data, _device(device)
+    config = {"name": name, "preset": preset, "data": data, "device": device, "settings": asdict(settings)}
+    _keep_config(folder, config)
+    print(f"{name}, {preset}: {chosen.about}")
+    images, held_out, _ = splits(data)
+    validation = fixed(held_out, chosen.binarised)
+    start = time.perf_counter()
+    torch.manual_seed(seed)
+    fitted = fit(
+        chosen.make(),
+        training_data(images, chosen.binarised),
+        settings,
+        validation=validation,
+        folder=folder,
+        device=device,
+    )
+    seconds = time.perf_counter() - start
+    model, last = fitted.model.cpu(), fitted.history[-1]
+    save_model(model, folder / MODEL, {"name": name, "preset": preset, "data": data, "version": __version__})
+    _write_json(folder / HISTORY, fitted.history)
+    best = next(row for row in fitted.history if row["step"] == fitted.best_step)
+    print(
+        f"trained for {last['step']} steps, {seconds:.1f} s in this run: training loss {last['loss']:.2f}, lowest "
+        f"validation loss {best['validation']:.2f} at step {fitted.best_step} ({model.loss(validation[:1]).unit})"
+    )
+    if settings.patience is not None:
+        print(f"the weights are those of step {fitted.best_step}")
+    print(f"in {folder}: {MODEL}, {CONFIG}, {HISTORY}")
+    print(f"next: companion sample {folder}\n      companion evaluate {folder}")
+    return 0
+
+
+@_command
+def sample(folder: Folder, n: int = 64, out: Path = Path("samples.png"), seed: int = 0) -> int:
+    """Draw images from a trained model into a picture.
+
+    Args:
+        folder: where `companion train` has put the model.
+        n: how many images.
+        out: the picture, a PNG file.
+        seed: of the draw.
+    """
+    import torch
+    from matplotlib.image import imsave
+
+    from companion.models.questions import Sampler
+    from companion.validate import require_positive_int
+
+    require_positive_int(n, "n")
+    model, config, _ = _trained(folder)
+    if not isinstance(model, Sampler):
+        raise ValueError(f"{config['name']} cannot draw images: it has no distribution over them")
+    columns = math.ceil(math.sqrt(n))
+    images = model.sample(n, generator=torch.Generator().manual_seed(seed))[:, 0]
+    rows = math.ceil(n / columns)
+    height, width = images.shape[1:]
+    blank = images.new_zeros(rows * columns - n, height, width)
+    grid = torch.cat([images, blank]).reshape(rows, columns, height, width).transpose(1, 2).flatten(2).flatten(0, 1)
+    # Three screen pixels each: 28 are too few to look at.
+    grid = grid.repeat_interleave(3, 0).repeat_interleave(3, 1)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    imsave(out, grid.numpy(), cmap="gray_r", vmin=0, vmax=1, format="png")
+    print(f"{n} samples in {out}")
+    return 0
+
+
+@_command
+def evaluate(
+    folder: Folder,
+    importance_samples: int = 1000,
+    data: Literal["mnist6k", "mnist", "fashion_mnist"] | None = None,
+    device: Device = "auto",
+    seed: int = 0,
+) -> int:
+    """Measure a trained model on test images, beside the floor of independent pixels.
+
+    Prints a table and writes it to evaluation.json in the folder. Each number is a mean over the test images, with
+    its standard error. Models are compared by the last line, which is paired, image by image.
+
+    Args:
+        folder: where `companion train` has put the model.
+        importance_samples: K of the importance-weighted bound, for models that have one.
+        data: the images; those of the training if not given.
+        device: where to compute; auto is the GPU if there is one.
+        seed: of the draws from the encoder.
+    """
+    import torch
+
+    from companion.models import IndependentPixels
+    from companion.models.questions import Bound, Density
+    from companion.presets import fixed, splits
+    from companion.validate import require_positive_int
+
+    require_positive_int(importance_samples, "importance_samples")
+    model, config, preset = _trained(folder)
+    data, device = data or config["data"], _device(device)
+    train_images, _, test_images = splits(data)
+    model, x = model.to(device), fixed(test_images, preset.binarised).to(device)
+
+    def measured(answer: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
+        """One number for each image, a hundred images at a time."""
+        torch.manual_seed(seed)
+        with torch.no_grad():
+            return torch.cat([answer(part) for part in x.split(100)]).double().cpu()
+
+    values = {}
+    if isinstance(model, Density):
+        values["-log p(x), exact"] = -measured(model.log_prob)
+    elif isinstance(model, Bound):
+        values["-ELBO"] = -measured(model.elbo)
+    else:
+        values["loss"] = measured(lambda part: model.loss(part).value)
+    unit = "nats" if isinstance(model, Density | Bound) else model.loss(x[:1]).unit
+    if hasattr(model, "importance_bound"):
+        bound = measured(lambda part: model.importance_bound(part, importance_samples))
+        values[f"-importance-weighted bound, K = {importance_samples}"] = -bound
+    if unit == "nats" and preset.binarised != "no":
+        best = list(values)[-1]
+        floor = IndependentPixels(x.shape[1:]).fit(fixed(train_images, preset.binarised)).to(device)
+        values["independent pixels"] = -measured(floor.log_prob)
+        values[f"({best}) - (independent pixels), paired"] = values[best] - values["independent pixels"]
+    rows = [
+        {"quantity": name, "mean": v.mean().item(), "standard_error": (v.std() / len(v) ** 0.5).item(), "unit": unit}
+        for name, v in values.items()
+    ]
+    binarised = "grey" if preset.binarised == "no" else "binarised by seed 0"
+    print(f"{config['name']}, {config['preset']}: {len(x)} test images of {data}, {binarised}\n")
+    width = max(len(row["quantity"]) for row in rows)
+    print(f"{'':<{width}}  {'mean':>8}  {'± se':>6}  unit")
+    for row in rows:
+        print(f"{row['quantity']:<{width}}  {row['mean']:8.2f}  {row['standard_error']:6.2f}  {row['unit']}")
+    _write_json(
+        folder / EVALUATION,
+        {"data": data, "images": len(x), "binarised": preset.binarised, "seed": seed, "device": device, "rows": rows},
+    )
+    print(f"\nwritten to {folder / EVALUATION}")
+    return 0
+
+
+@_command
+def run(
+    name: Name,
+    seeds: tuple[int, ...] | None = None,
+    steps: int | None = None,
+    device: Device = "cpu",
+    out: Path | None = None,
+) -> int:
+    """Run an experiment whose results a chapter prints. It can take long.
+
+    Args:
+        name: the experiment, such as "vae_beta"; an unknown one prints the list.
+        seeds: train once for each; the experiment's own if not given.
+        steps: of each training; the experiment's own if not given.
+        device: where to train; auto is the GPU if there is one.
+        out: the folder for NAME.json; the package's own results if not given.
+    """
+    from companion import experiments
+
+    given = {"seeds": seeds, "steps": steps, "device": _device(device)}
+    arguments = {key: value for key, value in given.items() if value is not None}
+    print(f"{experiments.run(name, out or experiments.RESULTS, **arguments)} is written")
+    return 0
 
 
 @app.command
@@ -26,7 +252,12 @@ def verify(
         label: only the check of this equation, such as "elbo-gap-kl".
         json_file: also write the results to this file.
     """
+    import torch
+
     from companion import derivations
+
+    # Hundreds of small computations: threads would wait on each other for longer than they work.
+    torch.set_num_threads(1)
 
     try:
         checks = derivations.select(chapter, label)
@@ -59,6 +290,42 @@ def verify(
         json_file.parent.mkdir(parents=True, exist_ok=True)
         json_file.write_text(json.dumps([r.to_dict() for r in results], indent=1, ensure_ascii=False) + "\n")
     return 1 if failed else 0
+
+
+def _device(device: Device) -> str:
+    import torch
+
+    return device if device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _write_json(path: Path, content: object) -> None:
+    path.write_text(json.dumps(content, indent=1) + "\n")
+
+
+def _keep_config(folder: Path, config: dict) -> None:
+    """Write the configuration into the folder. Raises ValueError if another one is there."""
+    path = folder / CONFIG
+    if path.is_file():
+        there = json.loads(path.read_text())
+        if there != config:
+            differ = ", ".join(key for key in config if there.get(key) != config[key])
+            raise ValueError(f"{folder} holds a model of another {differ}; give another folder with --out")
+    folder.mkdir(parents=True, exist_ok=True)
+    _write_json(path, config)
+
+
+def _trained(folder: Path) -> tuple:
+    """The model in a folder, on the CPU, with its configuration and preset."""
+    from companion.presets import find
+    from companion.training import load_model
+
+    if not (folder / CONFIG).is_file():
+        raise FileNotFoundError(f"there is no {CONFIG} in {folder}; `companion train NAME --out {folder}` writes it")
+    config = json.loads((folder / CONFIG).read_text())
+    preset = find(config["name"], config["preset"])
+    model = preset.make()
+    load_model(model, folder / MODEL)
+    return model.eval(), config, preset
 
 
 def main() -> None:

@@ -8,7 +8,7 @@ from scipy.stats import multivariate_normal, norm
 from torch.distributions import Categorical, Normal
 
 from companion.derivations.registry import Lines, Mutant, verifies
-from companion.derivations.toys import Latent, latents, two_peaks
+from companion.derivations.toys import Latent, latents, random_pca, two_peaks
 from companion.models.elbo import BernoulliMixture, linear_gaussian_elbo, mean_field
 from companion.models.generative_problem import ProbabilisticPCA
 
@@ -278,16 +278,6 @@ def restricted_posterior_gap(toy: Latent) -> Lines:
     )
 
 
-def _pca(rng: np.random.Generator, dim: int = 4, latent: int = 2) -> tuple[ProbabilisticPCA, torch.Tensor]:
-    """A random probabilistic PCA in float64 and three points."""
-    model = ProbabilisticPCA(dim, latent).double()
-    with torch.no_grad():
-        model.weight.copy_(torch.tensor(rng.normal(size=(dim, latent))))
-        model.mean.copy_(torch.tensor(rng.normal(size=dim)))
-        model.log_scale.copy_(torch.tensor(rng.uniform(-0.5, 0.2)))
-    return model, torch.tensor(rng.normal(size=(3, dim)))
-
-
 def _q(rng: np.random.Generator, latent: int = 2) -> tuple[torch.Tensor, torch.Tensor]:
     """Mean and log-scale of three random diagonal Gaussians, ready for autograd."""
     mean = torch.tensor(rng.normal(size=(3, latent)), requires_grad=True)
@@ -322,7 +312,7 @@ def _kl(mean: torch.Tensor, scale: torch.Tensor, model: ProbabilisticPCA, x: tor
     reason="float64 linear algebra in four dimensions",
 )
 def linear_gaussian_posterior(rng: np.random.Generator) -> Lines:
-    model, x = _pca(rng)
+    model, x = random_pca(rng)
     z = torch.tensor(rng.normal(size=(3, 2)))
     w, mu, s = model.weight.detach().numpy(), model.mean.detach().numpy(), model.log_scale.exp().item()
     joint = norm.logpdf(z).sum(1) + norm.logpdf(x, z.numpy() @ w.T + mu, s).sum(1)
@@ -361,7 +351,7 @@ def linear_gaussian_posterior(rng: np.random.Generator) -> Lines:
     reason="Gauss-Hermite quadrature, exact for the quadratic integrand; values up to a hundred",
 )
 def linear_gaussian_elbo_closed(rng: np.random.Generator) -> Lines:
-    model, x = _pca(rng)
+    model, x = random_pca(rng)
     mean, log_scale = (t.detach() for t in _q(rng))
     q = Normal(mean, log_scale.exp())
     nodes, weights = np.polynomial.hermite_e.hermegauss(5)
@@ -405,7 +395,7 @@ def linear_gaussian_elbo_closed(rng: np.random.Generator) -> Lines:
     reason="the numerical minimum is flat: an error of 1e-6 in v costs 1e-12",
 )
 def mean_field_gap(rng: np.random.Generator) -> Lines:
-    model, x = _pca(rng)
+    model, x = random_pca(rng)
     precision = model.posterior_precision().detach().numpy()
     x = x[:1]
 
@@ -449,7 +439,7 @@ def mean_field_gap(rng: np.random.Generator) -> Lines:
     reason="float64 derivatives of order ten",
 )
 def elbo_phi_gradient(rng: np.random.Generator) -> Lines:
-    model, x = _pca(rng)
+    model, x = random_pca(rng)
     mean, log_scale = _q(rng)
     elbo = linear_gaussian_elbo(model, x, Normal(mean, log_scale.exp()))
     kl = _kl(mean, log_scale.exp(), model, x)
@@ -480,7 +470,7 @@ def elbo_phi_gradient(rng: np.random.Generator) -> Lines:
     reason="float64 derivatives of order a hundred; the expectation by Gauss-Hermite, exact for quadratics",
 )
 def elbo_theta_gradient(rng: np.random.Generator) -> Lines:
-    model, x = _pca(rng)
+    model, x = random_pca(rng)
     mean, log_scale = (t.detach() for t in _q(rng))
     theta = tuple(model.parameters())
     elbo = _gradient(linear_gaussian_elbo(model, x, Normal(mean, log_scale.exp())), *theta)

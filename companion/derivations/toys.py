@@ -7,9 +7,12 @@ over models with a Gaussian and with a two-peaked posterior.
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from scipy import integrate
 from scipy.special import xlogy
 from scipy.stats import multivariate_normal, norm
+
+from companion.models.generative_problem import ProbabilisticPCA
 
 Array = np.ndarray
 
@@ -126,3 +129,13 @@ def two_peaks(rng: np.random.Generator) -> Latent:
 def latents() -> list[Latent]:
     """Two random instances of each toy."""
     return [make(np.random.default_rng(seed)) for seed in range(2) for make in (table, linear_gaussian, two_peaks)]
+
+
+def random_pca(rng: np.random.Generator, dim: int = 4, latent: int = 2) -> tuple[ProbabilisticPCA, torch.Tensor]:
+    """A random probabilistic PCA in float64 and three points."""
+    model = ProbabilisticPCA(dim, latent).double()
+    with torch.no_grad():
+        model.weight.copy_(torch.tensor(rng.normal(size=(dim, latent))))
+        model.mean.copy_(torch.tensor(rng.normal(size=dim)))
+        model.log_scale.copy_(torch.tensor(rng.uniform(-0.5, 0.2)))
+    return model, torch.tensor(rng.normal(size=(3, dim)))

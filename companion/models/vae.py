@@ -203,7 +203,7 @@ class VAE(nn.Module):
         output = self.decoder(z.flatten(0, 1)).to(x.dtype).reshape(*z.shape[:2], -1)
         x = x.flatten(1)
         if self.likelihood == "bernoulli":
-            # Σ_d x_d l_d - log(1 + exp l_d): the product over pixels is one contraction for all draws.
-            return torch.einsum("sbp,bp->sb", output, x) - F.softplus(output).sum(-1)
+            # Σ_d x_d l_d - log(1 + exp l_d), from the logits l
+            return torch.linalg.vecdot(output, x) - F.softplus(output).sum(-1)
         squares = ((x - output) * (-self.log_scale).exp()).square().sum(-1)
         return -0.5 * squares - x.shape[1] * (self.log_scale + 0.5 * math.log(2 * math.pi))

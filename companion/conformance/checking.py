@@ -1,0 +1,208 @@
+"""Runs every check that applies to a model, by the questions it answers."""
+
+import math
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from companion.conformance import bounds, densities, losses, scores
+from companion.conformance.outcomes import Outcome, Report, seeded
+
+SUPPORTS = ("binary", "real")
+
+
+def check(
+    model: object,
+    x: Tensor | None = None,
+    *,
+    event_shape: tuple[int, ...] | None = None,
+    support: Literal["binary", "real"] | None = None,
+    states: Tensor | None = None,
+    reach: float = 8.0,
+    points: int | None = None,
+    repeats: int = 100,
+    n: int = 20_000,
+    log_prior: Callable[[Tensor], Tensor] | None = None,
+    seed: int = 0,
+) -> Report:
+    """Every check that applies, chosen by the methods the model has.
+
+    The methods are found by name: `log_prob`, `elbo`, `importance_bound(x, samples)`, `sample(n)`, `encode` and
+    `decode`, `loss`, `score`, `energy`. The model is used as it is: in its own dtype, device and mode.
+
+    Args:
+        x: inputs to test at; all states of a small discrete model, or random events, where None.
+        event_shape: the shape of one event; that of `x` or the model's own attribute where None.
+        support: "binary" or "real"; where None, read off `x` or `states`.
+        states: all states of a discrete model that is not binary.
+        reach, points: the quadrature of real events of one or two dimensions, on [-reach, reach]^dim.
+        repeats: evaluations of whatever is random, for its standard error.
+        n: samples drawn where a sampler meets a density.
+        log_prior: log p(z) of the model's code, (batch,); standard normal where None.
+
+    Raises:
+        ValueError: the events' shape or support is neither given nor known, or they contradict each other.
+    """
+    data = x if x is not None else states
+    event_shape = data.shape[1:] if data is not None else event_shape or getattr(model, "event_shape", None)
+    if event_shape is None:
+        raise ValueError("the shape of an event is not known: give x or event_shape")
+    event_shape, dims = tuple(event_shape), math.prod(event_shape)
+    if support is None and data is None:
+        raise ValueError("the kind of data is not known: give x, or support='binary' or 'real'")
+    if support is None:
+        support = "binary" if ((data == 0) | (data == 1)).all() else "real"
+    if support not in SUPPORTS:
+        raise ValueError(f"support must be one of {', '.join(SUPPORTS)}, got {support!r}")
+    parameters = list(model.parameters()) if hasattr(model, "parameters") else []
+    like = data if data is not None else next((p for p in parameters if p.is_floating_point()), torch.zeros(()))
+    dtype, device = like.dtype, like.device
+
+    too_large = ""
+    if states is None and support == "binary":
+        try:
+            states = densities.all_binary(event_shape, dtype).to(device)
+        except ValueError as error:
+            too_large = str(error)
+    elif states is None and dims > 2:
+        too_large = f"quadrature is for one or two real dimensions, these events have {dims}"
+    elif states is None and event_shape not in ((1,), (2,)):
+        too_large = f"quadrature needs events of shape (1,) or (2,), these have {event_shape}"
+    discrete = states is not None
+    if x is None:
+        x = _inputs(event_shape, support, states, dtype, device, seed)
+
+    methods = ("log_prob", "elbo", "importance_bound", "sample", "encode", "decode", "loss", "score", "energy")
+    log_prob, elbo, importance, sample, encode, decode, loss, score, energy = (
+        getattr(model, m) if callable(getattr(model, m, None)) else None for m in methods
+    )
+    outcomes: list[Outcome] = []
+    skipped: dict[str, str] = {}
+
+    def run(name: str, function: Callable[..., Outcome], *args, **kwargs) -> None:
+        try:
+            found = function(*args, **kwargs)
+        except Exception as error:  # a model that raises is what this is for: the report says so
+            found = Outcome(name, False, math.inf, 0.0, f"{type(error).__name__}: {error}")
+        outcomes.append(Outcome(name, found.passed, found.error, found.allowed, found.detail, found.unit))
+
+    def on_processor(function: Callable) -> Callable:  # where the quadrature has its grid
+        return lambda argument: function(argument.to(device) if isinstance(argument, Tensor) else argument).cpu()
+
+    again = {"repeats": repeats, "seed": seed}
+    dim = {"dtype": dtype} | ({"points": points} if points else {})
+    if log_prob:
+        if too_large:
+            skipped["log_prob is normalised"] = too_large
+        elif discrete:
+            run("log_prob sums to 1", densities.normalised_by_enumeration, log_prob, states)
+        else:
+            tolerance = 1e-6 if dtype == torch.float64 else 1e-3
+            quadrature = densities.normalised_by_quadrature
+            run(
+                "log_prob integrates to 1",
+                quadrature,
+                on_processor(log_prob),
+                reach,
+                dim=dims,
+                tolerance=tolerance,
+                **dim,
+            )
+    if sample:
+        run("sample is repeatable", densities.sampler_repeatable, sample, event_shape, support, seed=seed)
+    if sample and log_prob:
+        name = "sample agrees with log_prob"
+        if discrete:
+            run(name, densities.sampler_agrees, sample, log_prob, states=states, n=n, seed=seed)
+        elif not too_large:
+            pair = on_processor(sample), on_processor(log_prob)
+            run(name, densities.sampler_agrees, *pair, reach=reach, n=n, seed=seed, **dim)
+        elif any(p.requires_grad for p in parameters):
+            run(name, densities.sampler_agrees_by_gradient, sample, log_prob, parameters, seed=seed)
+        else:
+            skipped[name] = f"{too_large}, and there are no parameters to take gradients for"
+    if elbo and log_prob:
+        run("elbo ≤ log_prob", bounds.bound_below_exact, elbo, log_prob, x, **again)
+    elif elbo and discrete:
+        run("exp(elbo) sums to at most 1", bounds.bound_within_unit_mass, elbo, states, **again)
+    elif elbo:
+        skipped["elbo ≤ log p"] = "no log_prob to compare with"
+    if importance:
+        _importance(run, skipped, importance, elbo, log_prob, sample, x, states, too_large, n, again)
+    if encode and decode:
+        _code(run, skipped, elbo, log_prob, encode, decode, x, log_prior, again)
+    if loss:
+        bound, k = elbo, getattr(model, "samples", 1)
+        if importance and isinstance(k, int) and k > 1:  # trained on the importance-weighted bound
+            bound = lambda x: importance(x, k)  # noqa: E731
+        # Where both are exact, the loss is held to the exact one.
+        run("loss is in its unit", losses.loss_in_unit, loss, x, log_prob, None if log_prob else bound, **again)
+    if score or energy:
+        _score(run, skipped, score, energy, log_prob, x)
+    if not outcomes:
+        raise ValueError(f"{type(model).__name__} answers none of the questions: {', '.join(methods)}")
+    return Report(type(model).__name__, tuple(outcomes), skipped)
+
+
+def _inputs(event_shape, support, states, dtype, device, seed) -> Tensor:
+    """Up to 16 states, or 8 random events."""
+    with seeded(seed):
+        if states is not None:
+            return states[torch.randperm(len(states))[:16].sort().values.to(states.device)]
+        noise = torch.randn(8, *event_shape, dtype=dtype).to(device)
+        return (noise > 0).to(dtype) if support == "binary" else noise
+
+
+def _importance(run, skipped, importance, elbo, log_prob, sample, x, states, too_large, n, again) -> None:
+    few = {"repeats": min(again["repeats"], 50), "seed": again["seed"]}
+    run("importance_bound rises with K", bounds.bound_monotone, importance, x, log_prob=log_prob, **few)
+    if elbo:
+        one = lambda x: importance(x, 1)  # noqa: E731
+        run("elbo = importance_bound with K = 1", bounds.bounds_agree, elbo, one, x, **again)
+    if states is None:
+        why = too_large or "the importance weights of real events are not integrated"
+        skipped["importance weights are normalised"] = why
+        return
+    run("importance weights sum to 1", densities.normalised_in_expectation, importance, states, **few)
+    if sample and not log_prob:
+        # With as many weights as samples, the estimate's noise is below that of the frequencies.
+        n = min(n, 5_000)
+
+        def estimate(x: Tensor) -> Tensor:
+            return torch.stack([importance(x, 500) for _ in range(20)]).logsumexp(0) - math.log(20)
+
+        run("sample agrees with importance_bound", densities.sampler_agrees, sample, estimate, states=states, n=n)
+
+
+def _code(run, skipped, elbo, log_prob, encode, decode, x, log_prior, again) -> None:
+    name = "elbo is that of encode and decode"
+    try:
+        discrete = log_prior is None and encode(x).support.is_discrete
+    except Exception as error:
+        outcome = Outcome(name, False, math.inf, 0.0, f"{type(error).__name__}: {error}")
+        return run(name, lambda: outcome)
+    if discrete:
+        skipped[name] = "z is discrete and no log_prior is given"
+    elif elbo:
+        run(name, bounds.bound_matches_code, elbo, encode, decode, x, log_prior, **again)
+    if log_prob and not discrete:
+
+        def bound(x: Tensor) -> Tensor:
+            reconstruction, kl = bounds.code_terms(encode, decode, x, log_prior, 1, int(torch.randint(2**31, ())))
+            return (reconstruction - kl)[0]
+
+        run("the bound of encode and decode ≤ log_prob", bounds.bound_below_exact, bound, log_prob, x, **again)
+
+
+def _score(run, skipped, score, energy, log_prob, x) -> None:
+    negative = (lambda x: -energy(x)) if energy else None
+    if score and (log_prob or energy):
+        run("score is the gradient", scores.score_matches_gradient, score, log_prob or negative, x)
+    elif score:
+        skipped["score is the gradient"] = "no log_prob or energy to differentiate"
+    if energy and log_prob:
+        run("energy is -log_prob but for a constant", scores.energy_matches_log_prob, energy, log_prob, x)
+    elif energy and not score:
+        skipped["energy"] = "no log_prob or score to compare with"

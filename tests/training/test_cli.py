@@ -1,0 +1,115 @@
+"""The commands from training to evaluation, as a user gives them."""
+
+import json
+
+import pytest
+import torch
+from matplotlib.image import imread
+from safetensors.torch import load_file
+
+from companion import cli, experiments
+from companion.models import IndependentPixels
+from companion.presets import PRESETS, find, fixed, splits
+from companion.training import load_model
+
+
+@pytest.fixture
+def companion(monkeypatch, tmp_path, capfd):
+    """Runs a command line in an empty folder; gives the exit code, the output and the errors."""
+    monkeypatch.chdir(tmp_path)
+
+    def call(line):
+        monkeypatch.setattr("sys.argv", ["companion", *line.split()])
+        with pytest.raises(SystemExit) as exit:
+            cli.main()
+        return exit.value.code or 0, *capfd.readouterr()
+
+    return call
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_train_sample_evaluate(companion, tmp_path, name):
+    code, out, err = companion(f"train {name} --steps 3 --device cpu --out run")
+    assert code == 0 and "3/3" in err
+    assert "trained for 3 steps" in out and "companion evaluate run" in out
+    files = {"model.safetensors", "config.json", "history.json", "checkpoint.safetensors"}
+    assert {path.name for path in (tmp_path / "run").iterdir()} == files
+    history = json.loads((tmp_path / "run" / "history.json").read_text())
+    assert history[-1]["step"] == 3 and history[-1]["validation"] > 0
+
+    code, out, err = companion("sample run --n 10 --out pictures/grid.png")
+    if name == "autoencoder":
+        assert code == 2 and "autoencoder cannot draw images" in err
+    else:
+        picture = imread(tmp_path / "pictures" / "grid.png")
+        assert code == 0 and picture.shape == (3 * 28 * 3, 4 * 28 * 3, 4)
+        assert (picture[2 * 84 :, 2 * 84 :, :3] == 1).all() and (picture[:84, :, :3] == 0).any()
+
+    code, out, err = companion("evaluate run --importance-samples 2 --device cpu")
+    assert code == 0, err
+    result = json.loads((tmp_path / "run" / "evaluation.json").read_text())
+    assert result["images"] == 1000 and result["data"] == "mnist6k"
+    for row in result["rows"]:
+        assert f"{row['mean']:8.2f}  {row['standard_error']:6.2f}  {row['unit']}" in out
+
+
+def test_evaluation_is_right(companion, tmp_path):
+    companion("train bernoulli_mixture --steps 3 --device cpu")
+    code, _, _ = companion("evaluate runs/bernoulli_mixture --device cpu")
+    assert code == 0
+    rows = json.loads((tmp_path / "runs" / "bernoulli_mixture" / "evaluation.json").read_text())["rows"]
+    model = find("bernoulli_mixture", "quick").make()
+    load_model(model, tmp_path / "runs" / "bernoulli_mixture" / "model.safetensors")
+    train, _, test = splits("mnist6k")
+    x = fixed(test, "static")
+    with torch.no_grad():
+        exact, floor = -model.log_prob(x), -IndependentPixels((1, 28, 28)).fit(fixed(train, "static")).log_prob(x)
+    for row, values in zip(rows, (exact, floor, exact - floor), strict=True):
+        assert row["mean"] == pytest.approx(values.mean().item(), rel=1e-5)
+        assert row["standard_error"] == pytest.approx(values.std().item() / 1000**0.5, rel=1e-4)
+        assert row["unit"] == "nats"
+
+
+def test_same_command_goes_on_and_another_is_refused(companion, tmp_path):
+    line = "train bernoulli_mixture --steps 3 --device cpu --seed 4"
+    companion(line)
+    first = load_file(tmp_path / "runs" / "bernoulli_mixture" / "model.safetensors")
+    code, _, err = companion(line)
+    assert code == 0 and "3/3" in err
+    again = load_file(tmp_path / "runs" / "bernoulli_mixture" / "model.safetensors")
+    assert first.keys() == again.keys() and all(torch.equal(first[key], again[key]) for key in first)
+    code, _, err = companion("train bernoulli_mixture --steps 5 --device cpu --seed 4")
+    assert code == 2 and "holds a model of another settings; give another folder with --out" in err
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("train gan", "companion train: there is no model 'gan'; there are autoencoder, bernoulli_mixture, vae"),
+        ("train vae --steps 0", "companion train: steps must be a positive integer, got 0"),
+        (
+            "sample nowhere",
+            "companion sample: there is no config.json in nowhere; `companion train NAME",
+        ),
+        ("evaluate nowhere", "companion evaluate: there is no config.json in nowhere"),
+        ("run nothing", "companion run: there is no experiment 'nothing'; there are vae_beta"),
+        ("verify --label nothing", "companion verify: "),
+    ],
+)
+def test_mistakes_end_in_one_line(companion, line, message):
+    code, _, err = companion(line)
+    assert code == 2 and err.startswith(message) and err.count("\n") == 1
+
+
+def test_run_writes_the_result(companion, tmp_path, monkeypatch):
+    monkeypatch.setitem(experiments.EXPERIMENTS, "tiny", lambda steps=5, seeds=(0,), device="cpu": [{"s": steps}])
+    code, out, _ = companion("run tiny --seeds 3 4 --out results")
+    result = json.loads((tmp_path / "results" / "tiny.json").read_text())
+    assert code == 0 and "results/tiny.json is written" in out
+    assert result["config"] == {"steps": 5, "seeds": [3, 4], "device": "cpu"} and result["rows"] == [{"s": 5}]
+
+
+@pytest.mark.parametrize("command", ["", "train", "sample", "evaluate", "run", "verify"])
+def test_help(companion, command):
+    code, out, _ = companion(f"{command} --help")
+    assert code == 0 and "usage: companion" in out

@@ -1,0 +1,67 @@
+from dataclasses import replace
+
+import pytest
+import torch
+
+from companion.data import IMAGES, Images, load
+from companion.presets import HELD_OUT, PRESETS, find, fixed, splits, training_data
+from companion.training import fit
+
+ALL = [(name, preset) for name, presets in PRESETS.items() for preset in presets]
+
+
+@pytest.mark.parametrize(("name", "kind"), ALL)
+def test_two_steps_of_each(name, kind):
+    """On the embedded digits, whatever the preset's own data."""
+    preset = find(name, kind)
+    train, validation, _ = splits("mnist6k")
+    settings = replace(preset.settings, steps=2, batch_size=32)
+    fitted = fit(
+        preset.make(),
+        training_data(train, preset.binarised),
+        settings,
+        validation=fixed(validation, preset.binarised)[:100],
+        progress=False,
+    )
+    assert fitted.history[-1]["step"] == 2 and fitted.best_step == 2
+    assert preset.data in IMAGES and preset.about.endswith(".")
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_each_model_has_both(name):
+    assert list(PRESETS[name]) == ["quick", "paper"]
+    assert PRESETS[name]["quick"].data == "mnist6k"
+
+
+def test_unknown_names_list_what_there_is():
+    with pytest.raises(ValueError, match="there is no model 'gan'; there are autoencoder, bernoulli_mixture, vae"):
+        find("gan", "quick")
+    with pytest.raises(ValueError, match="vae has no preset 'slow'; it has quick, paper"):
+        find("vae", "slow")
+
+
+def test_binarisation():
+    images = load("mnist6k")
+    grey = training_data(images, "no")
+    assert torch.equal(grey, images.intensities())
+    static = training_data(images, "static")
+    assert torch.equal(static, images.binarized(seed=0)) and torch.equal(fixed(images, "dynamic"), static)
+    # One image alone: every draw is of that image, and each is another one.
+    one = Images("mnist6k", "train", images.pixels[:1], images.labels[:1])
+    draws = training_data(one, "dynamic")(4000, torch.Generator().manual_seed(0))
+    assert ((draws == 0) | (draws == 1)).all()
+    error = (draws.mean(0) - one.intensities()[0]).abs()
+    assert error.max() < 5 * 0.5 / 4000**0.5
+
+
+def test_full_sets_hold_out_the_last_training_images(monkeypatch):
+    sizes = {"train": HELD_OUT + 5, "test": 3}
+
+    def fake(name, split):
+        n = sizes[split]
+        return Images(name, split, torch.zeros(n, 1, 28, 28, dtype=torch.uint8), torch.arange(n) % 10)
+
+    monkeypatch.setattr("companion.presets.load", fake)
+    train, validation, test = splits("mnist")
+    assert [len(part) for part in (train, validation, test)] == [5, HELD_OUT, 3]
+    assert validation.split == "validation" and validation.labels[0] == 5
