@@ -564,7 +564,8 @@ def score_function_gradient(rng: np.random.Generator) -> Lines:
     r"""\begin{aligned}
 \mathrm{Var}_{N(\epsilon;0,I)}\left[\frac{\partial}{\partial\mu_1}\Vert\mu+\sigma\epsilon\Vert^2\right]&=4\sigma^2\\
 \mathrm{Var}_{q(z)}\left[\Vert z\Vert^2\,\frac{\partial\log q(z)}{\partial\mu_1}\right]
-&=\frac{\Vert\mu\Vert^4}{\sigma^2}+2(d_z+4)\Vert\mu\Vert^2+4\mu_1^2+(d_z+2)(d_z+4)\,\sigma^2
+&=\frac{\Vert\mu\Vert^4}{\sigma^2}+2(d_z+4)\Vert\mu\Vert^2\\
+&\quad+4\mu_1^2+(d_z+2)(d_z+4)\,\sigma^2
 \end{aligned}""",
     kind="identity",
     route="Monte Carlo",
