@@ -7,6 +7,7 @@ import torch
 from torch import nn
 from torch.distributions import Bernoulli, Independent, Normal
 
+from companion import models
 from companion.conformance import ConformanceError, check
 from companion.models import BernoulliMixture, GaussianMixture, IndependentPixels, Loss, ProbabilisticPCA
 
@@ -32,6 +33,25 @@ def test_our_models_pass(name):
     assert report.passed and not report.failures and all(report.outcomes), report
     names = [outcome.name for outcome in report.outcomes]
     assert any(name.startswith("log_prob") for name in names) and "sample agrees with log_prob" in names, report
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"event_shape": (1, 2, 2)},
+        {"event_shape": (1, 2, 2), "samples": 5},
+        {"event_shape": (1, 2, 2), "beta": 4.0},
+        {"event_shape": (1, 4, 4), "network": "conv"},
+        {"event_shape": (1, 2, 2), "likelihood": "gaussian", "decoder_scale": 0.5},
+        {"event_shape": (1, 28, 28)},
+    ],
+    ids=str,
+)
+def test_our_vae_passes(arguments):
+    torch.manual_seed(0)
+    model = models.VAE(latent_dim=2, hidden=16, **arguments).double()
+    report = check(model, support="real" if "likelihood" in arguments else "binary", repeats=50)
+    assert report.passed and not report.failures and len(report.outcomes) >= 4, report
 
 
 class VAE(nn.Module):
