@@ -8,7 +8,7 @@ from scipy.stats import multivariate_normal, norm
 from torch.distributions import Categorical, Normal
 
 from companion.derivations.registry import Lines, Mutant, verifies
-from companion.derivations.toys import Latent, latents, random_pca, two_peaks
+from companion.derivations.toys import Latent, gauss_hermite, latents, random_pca, two_peaks
 from companion.models.elbo import BernoulliMixture, linear_gaussian_elbo, mean_field
 from companion.models.generative_problem import ProbabilisticPCA
 
@@ -354,13 +354,11 @@ def linear_gaussian_elbo_closed(rng: np.random.Generator) -> Lines:
     model, x = random_pca(rng)
     mean, log_scale = (t.detach() for t in _q(rng))
     q = Normal(mean, log_scale.exp())
-    nodes, weights = np.polynomial.hermite_e.hermegauss(5)
-    weights = weights / weights.sum()
     total = 0.0
-    for i, j in np.ndindex(5, 5):
-        z = mean + q.scale * torch.tensor([nodes[i], nodes[j]])
+    for noise, weight in zip(*gauss_hermite(dim=2, points=5), strict=True):
+        z = mean + q.scale * torch.tensor(noise)
         log_w = Normal(0.0, 1.0).log_prob(z).sum(1) + model.decode(z).log_prob(x) - q.log_prob(z).sum(1)
-        total = total + weights[i] * weights[j] * log_w
+        total = total + weight * log_w
     w, s2 = model.weight.detach(), model.log_scale.exp().item() ** 2
     square = (x - model.mean - mean @ w.T).square().sum(1)
     spread = q.variance @ w.square().sum(0)
@@ -474,13 +472,9 @@ def elbo_theta_gradient(rng: np.random.Generator) -> Lines:
     mean, log_scale = (t.detach() for t in _q(rng))
     theta = tuple(model.parameters())
     elbo = _gradient(linear_gaussian_elbo(model, x, Normal(mean, log_scale.exp())), *theta)
-    nodes, weights = np.polynomial.hermite_e.hermegauss(5)
-    weights = weights / weights.sum()
     inside = sum(
-        weights[i]
-        * weights[j]
-        * _gradient(model.decode(mean + log_scale.exp() * torch.tensor([nodes[i], nodes[j]])).log_prob(x), *theta)
-        for i, j in np.ndindex(5, 5)
+        weight * _gradient(model.decode(mean + log_scale.exp() * torch.tensor(noise)).log_prob(x), *theta)
+        for noise, weight in zip(*gauss_hermite(dim=2, points=5), strict=True)
     )
     evidence = _gradient(model.log_prob(x), *theta)
     kl = _gradient(_kl(mean, log_scale.exp(), model, x), *theta)

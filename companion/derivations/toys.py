@@ -77,6 +77,14 @@ def plane(reach: float, points: int) -> tuple[Array, Array]:
     return nodes, np.full(len(nodes), (axis[1] - axis[0]) ** 2)
 
 
+def gauss_hermite(dim: int, points: int) -> tuple[Array, Array]:
+    """Nodes (points^dim, dim) and weights with E[f(ε)] = Σ_i weight_i f(ε_i), ε ~ N(0, I), for polynomials f."""
+    nodes, weights = np.polynomial.hermite_e.hermegauss(points)
+    grid = np.stack(np.meshgrid(*[nodes] * dim, indexing="ij"), -1).reshape(-1, dim)
+    product = np.stack(np.meshgrid(*[weights / weights.sum()] * dim, indexing="ij"), -1).reshape(-1, dim).prod(1)
+    return grid, product
+
+
 def _random_q(rng: np.random.Generator, nodes: Array) -> Array:
     return norm.logpdf(nodes, rng.uniform(-1, 1, 2), rng.uniform(0.6, 1.2, 2)).sum(axis=1)
 

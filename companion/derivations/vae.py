@@ -10,7 +10,7 @@ from scipy.stats import entropy, multivariate_normal, norm
 from torch.distributions import Bernoulli, Independent, MultivariateNormal, Normal, kl_divergence
 
 from companion.derivations.registry import Lines, Mutant, verifies
-from companion.derivations.toys import Latent, latents, plane, random_pca, table
+from companion.derivations.toys import Latent, gauss_hermite, latents, plane, random_pca, table
 from companion.models.elbo import linear_gaussian_elbo, mean_field
 from companion.models.generative_problem import ProbabilisticPCA
 
@@ -24,14 +24,6 @@ PLANE = dict(tolerance=1e-10, reason="float64 sums over up to 130,000 nodes, val
 def _spd(rng: np.random.Generator, dim: int) -> Array:
     root = rng.normal(size=(dim, dim))
     return root @ root.T + 0.5 * np.eye(dim)
-
-
-def _hermite(dim: int, points: int) -> tuple[Array, Array]:
-    """Nodes (points^dim, dim) and weights with E[f(ε)] = Σ_i weight_i f(ε_i), ε ~ N(0, I), for polynomials f."""
-    nodes, weights = np.polynomial.hermite_e.hermegauss(points)
-    grid = np.stack(np.meshgrid(*[nodes] * dim, indexing="ij"), -1).reshape(-1, dim)
-    product = np.stack(np.meshgrid(*[weights / weights.sum()] * dim, indexing="ij"), -1).reshape(-1, dim).prod(1)
-    return grid, product
 
 
 def _mean(draws: Array) -> tuple[Array, Array]:
@@ -52,7 +44,7 @@ def _kl_to_prior(q: Normal) -> torch.Tensor:
 
 def _expected_square(model: ProbabilisticPCA, x: torch.Tensor, q: Normal, points: int = 4) -> Array:
     """E_q‖x - x̂(z)‖² by quadrature, one number for each row."""
-    nodes, weights = _hermite(2, points)
+    nodes, weights = gauss_hermite(2, points)
     total = 0.0
     for node, weight in zip(nodes, weights, strict=True):
         total = total + weight * (x - model.decode(q.mean + q.scale * torch.tensor(node)).mean).square().sum(1)
@@ -267,8 +259,8 @@ def _kl_instance(rng: np.random.Generator) -> tuple[Array, Array, Callable]:
 def gaussian_kl_derivation(rng: np.random.Generator) -> Lines:
     mean, scale, expectation = _kl_instance(rng)
     full_q, full_p = multivariate_normal(mean, np.diag(scale**2)), multivariate_normal(np.zeros(2), np.eye(2))
-    nodes, weights = np.polynomial.hermite_e.hermegauss(5)
-    weights = weights / weights.sum()
+    nodes, weights = gauss_hermite(dim=1, points=5)
+    nodes = nodes[:, 0]
 
     def one_dimensional(function: Callable[[Array, float, float], Array]) -> float:
         """Σ_j of an expectation over z_j alone."""
@@ -487,7 +479,7 @@ def reparameterization(rng: np.random.Generator) -> Lines:
         values = f(mean + (power * log_scale).exp() * torch.tensor(noise))
         return np.column_stack([values.detach().numpy(), _per_draw(values, mean, log_scale)])
 
-    nodes, weights = _hermite(2, 5)
+    nodes, weights = gauss_hermite(2, 5)
     noise = rng.normal(size=(200_000, 2))
     draws = value_and_gradient(noise)
     estimate, error = _mean(draws)
@@ -587,7 +579,7 @@ def reparameterization_variance(instance: tuple[np.random.Generator, int]) -> Li
         score = z.square().sum(1).numpy() * _per_draw(log_q, rows)[:, 0]
         return np.stack([_per_draw(moved, path)[:, 0], score], axis=1)
 
-    nodes, weights = _hermite(dim, 5)
+    nodes, weights = gauss_hermite(dim, 5)
     at_nodes = gradients(nodes)
     first, second = weights @ at_nodes, weights @ at_nodes**2
     draws = gradients(rng.normal(size=(400_000, dim)))
@@ -695,7 +687,7 @@ def decoder_variance_beta(rng: np.random.Generator) -> Lines:
     w = model.weight.detach()
     at_mean = (x - model.decode(q.mean).mean.detach()).square().sum(1)
     by_hand = (at_mean + q.variance @ w.square().sum(0)).numpy()
-    nodes, weights = _hermite(2, 5)
+    nodes, weights = gauss_hermite(2, 5)
     log_p = sum(
         weight * model.decode(q.mean + q.scale * torch.tensor(node)).log_prob(x).detach().numpy()
         for node, weight in zip(nodes, weights, strict=True)
@@ -777,7 +769,7 @@ def beta_vae(rng: np.random.Generator) -> Lines:
     model, x = random_pca(rng)
     q, beta = _code(rng), rng.uniform(2, 5)
     kl = _kl_to_prior(q).numpy()
-    nodes, weights = _hermite(2, 5)
+    nodes, weights = gauss_hermite(2, 5)
     reconstruction, ratio = 0.0, 0.0
     for node, weight in zip(nodes, weights, strict=True):
         z = q.mean + q.scale * torch.tensor(node)
