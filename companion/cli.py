@@ -68,6 +68,7 @@ def train(
     import torch
 
     from companion import __version__
+    from companion.models.questions import Learner
     from companion.presets import find, fixed, splits, training_data
     from companion.training import fit, save_model
 
@@ -78,7 +79,8 @@ def train(
     _keep_config(folder, config)
     print(f"{name}, {preset}: {chosen.about}")
     images, held_out, _ = splits(data)
-    validation = fixed(held_out, chosen.binarised)
+    # A game has no loss of the whole that could be validated.
+    validation = None if settings.validate_every is None else fixed(held_out, chosen.binarised)
     start = time.perf_counter()
     torch.manual_seed(seed)
     fitted = fit(
@@ -93,15 +95,19 @@ def train(
     model, last = fitted.model.cpu(), fitted.history[-1]
     save_model(model, folder / MODEL, {"name": name, "preset": preset, "data": data, "version": __version__})
     _write_json(folder / HISTORY, fitted.history)
-    best = next(row for row in fitted.history if row["step"] == fitted.best_step)
-    print(
-        f"trained for {last['step']} steps, {seconds:.1f} s in this run: training loss {last['loss']:.2f}, lowest "
-        f"validation loss {best['validation']:.2f} at step {fitted.best_step} ({model.loss(validation[:1]).unit})"
-    )
+    if validation is None:
+        losses = ", ".join(f"{term} {value:.2f}" for term, value in last.items() if term.endswith("loss"))
+    else:
+        best = next(row for row in fitted.history if row["step"] == fitted.best_step)
+        losses = (
+            f"training loss {last['loss']:.2f}, lowest validation loss {best['validation']:.2f} at step "
+            f"{fitted.best_step} ({model.loss(validation[:1]).unit})"
+        )
+    print(f"trained for {last['step']} steps, {seconds:.1f} s in this run: {losses}")
     if settings.patience is not None:
         print(f"the weights are those of step {fitted.best_step}")
     print(f"in {folder}: {MODEL}, {CONFIG}, {HISTORY}")
-    print(f"next: companion sample {folder}\n      companion evaluate {folder}")
+    print(f"next: companion sample {folder}" + f"\n      companion evaluate {folder}" * isinstance(model, Learner))
     return 0
 
 
@@ -162,12 +168,17 @@ def evaluate(
     import torch
 
     from companion.models import IndependentPixels
-    from companion.models.questions import Bound, Density
+    from companion.models.questions import Bound, Density, Learner
     from companion.presets import fixed, splits
     from companion.validate import require_positive_int
 
     require_positive_int(importance_samples, "importance_samples")
     model, config, preset = _trained(folder)
+    if not isinstance(model, Density | Bound | Learner):
+        raise ValueError(
+            f"{config['name']} cannot be measured on test images: it has no likelihood, no bound on one, and no "
+            "loss to compare"
+        )
     data, device = data or config["data"], _device(device)
     train_images, _, test_images = splits(data)
     model, x = model.to(device), fixed(test_images, preset.binarised).to(device)
@@ -304,7 +315,7 @@ def _write_json(path: Path, content: object) -> None:
 
 def _keep_config(folder: Path, config: dict) -> None:
     """Write the configuration into the folder. Raises ValueError if another one is there."""
-    path = folder / CONFIG
+    path, config = folder / CONFIG, json.loads(json.dumps(config))
     if path.is_file():
         there = json.loads(path.read_text())
         if there != config:

@@ -1,6 +1,10 @@
 """Every figure of the book, in one style."""
 
+import base64
+import html
+import io
 from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, TypeVar
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -9,9 +13,17 @@ import torch
 from matplotlib.axes import Axes
 from torch import Tensor
 
+if TYPE_CHECKING:
+    from IPython.display import HTML
+
+Frame = TypeVar("Frame")
+
 # Okabe and Ito's palette: told apart by colour-blind readers, and in grey.
 COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"]
 DENSITY_MAP = "mako"
+
+# An animation is a part of its page, which has to load quickly.
+ANIMATION_FRAMES, ANIMATION_BYTES = 30, 500_000
 
 
 def use_style() -> None:
@@ -77,3 +89,62 @@ def curves(ax: Axes, x: Sequence[float] | np.ndarray, lines: Mapping[str, np.nda
     ax.set(**labels)
     if len(lines) > 1:
         ax.legend()
+
+
+_ANIMATION = """<div role="group" aria-label="{alt}">
+{images}
+<div><button type="button" aria-label="play or pause" onclick="{play}">&#9654;</button>
+<input type="range" aria-label="frame" min="0" max="{last}" value="{last}" oninput="{show}"></div>
+</div>"""
+_SHOW = "this.closest('[role]').querySelectorAll('img').forEach((f,i)=>f.style.display=i==this.value?'':'none')"
+_PLAY = (
+    "if(this.timer){clearInterval(this.timer);this.timer=0;return}"
+    "const s=this.nextElementSibling;if(s.value==s.max)s.value=0;s.oninput();"
+    "this.timer=setInterval(()=>{if(s.value==s.max){clearInterval(this.timer);this.timer=0}"
+    "else{s.value=+s.value+1;s.oninput()}},200)"
+)
+
+
+def animate(
+    frames: Sequence[Frame], draw: Callable[[Axes, Frame], None], alt: str, width: float = 3.2, height: float = 3.0
+) -> "HTML":
+    """Frames to step through with a slider, or to play, as HTML that needs nothing from elsewhere.
+
+    It starts at the last frame, which is also what a reader without JavaScript sees. Make it the last expression
+    of a cell.
+
+    Args:
+        frames: from 2 to 30.
+        draw: draws one of them on empty axes.
+        alt: what there is to see, for those who cannot see it.
+        width, height: in inches.
+
+    Raises ValueError for another number of frames, no words, or more than 500 kB.
+    """
+    from IPython.display import HTML
+
+    if not 2 <= len(frames) <= ANIMATION_FRAMES:
+        raise ValueError(f"frames must be from 2 to {ANIMATION_FRAMES}, got {len(frames)}")
+    if not alt.strip():
+        raise ValueError("alt must say what there is to see, got nothing")
+    last = len(frames) - 1
+    images = []
+    fig, ax = plt.subplots(figsize=(width, height), dpi=90)
+    try:
+        for i, frame in enumerate(frames):
+            ax.clear()
+            draw(ax, frame)
+            buffer = io.BytesIO()
+            fig.savefig(buffer, format="webp", pil_kwargs={"quality": 70}, facecolor="white", dpi="figure")
+            source = f"data:image/webp;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+            hidden = "" if i == last else ' style="display:none"'
+            images.append(f'<img alt="{html.escape(alt)} ({i + 1} of {len(frames)})" src="{source}"{hidden}>')
+    finally:
+        # An open figure would be shown a second time, below.
+        plt.close(fig)
+    page = _ANIMATION.format(alt=html.escape(alt), images="\n".join(images), play=_PLAY, show=_SHOW, last=last)
+    if len(page) > ANIMATION_BYTES:
+        raise ValueError(
+            f"the animation has {len(page):,} bytes, more than {ANIMATION_BYTES:,}; use fewer frames, or smaller ones"
+        )
+    return HTML(page)

@@ -56,6 +56,18 @@ def _bernoulli_mixture(components: int) -> nn.Module:
     return BernoulliMixture(components, (1, 28, 28))
 
 
+def _gan(**arguments) -> nn.Module:
+    from companion.models.gan import GAN
+
+    return GAN(network="conv", **arguments)
+
+
+def _hvae(**arguments) -> nn.Module:
+    from companion.models.hvae import HVAE
+
+    return HVAE(**arguments)
+
+
 def _vae(**arguments) -> nn.Module:
     from companion.models.vae import VAE
 
@@ -103,6 +115,24 @@ PRESETS: dict[str, dict[str, Preset]] = {
             binarised="static",
         ),
     },
+    "hvae": {
+        "quick": Preset(
+            "A ladder of two levels, 20 and 10 latents, with about as many weights as the VAE of the same preset.",
+            lambda: _hvae(latent_dims=(20, 10), hidden=(488, 64), warm_up=500),
+            _QUICK,
+            data="mnist6k",
+            binarised="dynamic",
+        ),
+        "paper": Preset(
+            "The ladder of Sønderby et al. (2016): five levels of 64, 32, 16, 8 and 4 latents, mappings with two "
+            "hidden layers of 512, 256, 128, 64 and 32, batch normalisation, 200 epochs of warm-up, batches of 256, "
+            "2,000 epochs at 10⁻³. Theirs goes on with a smaller step size and more draws; ours stops there.",
+            lambda: _hvae(latent_dims=(64, 32, 16, 8, 4), hidden=(512, 256, 128, 64, 32), depth=2, warm_up=39_000),
+            Settings(steps=390_000, batch_size=256, log_every=1000, validate_every=5000, checkpoint_every=10_000),
+            data="mnist",
+            binarised="dynamic",
+        ),
+    },
     "vae": {
         "quick": Preset(
             "784-512-20, one hidden layer each way, Bernoulli pixels.",
@@ -119,6 +149,51 @@ PRESETS: dict[str, dict[str, Preset]] = {
             Settings(steps=1_000_000, batch_size=100, log_every=1000, validate_every=5000, checkpoint_every=10_000),
             data="mnist",
             binarised="dynamic",
+        ),
+    },
+    "gan": {
+        "quick": Preset(
+            "DCGAN at half its width: 32 and 64 channels, 64 latents.",
+            lambda: _gan(hidden=32, latent_dim=64),
+            Settings(steps=1000, batch_size=64, learning_rate=5e-4, betas=(0.5, 0.999), checkpoint_every=250),
+            data="mnist6k",
+            binarised="no",
+        ),
+        "paper": Preset(
+            "The optimiser, batches, initial weights and layers of DCGAN (Radford et al. 2016), with 64 and 128 "
+            "channels and 100 latents. Theirs: 64 × 64 pixels and four strided convolutions each way, noise uniform on "
+            "[-1, 1]; ours: the two that 28 × 28 pixels have room for, and Gaussian noise. The steps are our choice.",
+            lambda: _gan(hidden=64, latent_dim=100),
+            Settings(steps=20_000, learning_rate=2e-4, betas=(0.5, 0.999), log_every=500, checkpoint_every=2000),
+            data="mnist",
+            binarised="no",
+        ),
+    },
+    "wgan_gp": {
+        "quick": Preset(
+            "The networks of DCGAN with 16 and 32 channels, the critic's without batch normalisation, and 64 latents; "
+            "five updates of the critic for each one of the generator.",
+            lambda: _gan(hidden=16, latent_dim=64, loss="wasserstein"),
+            Settings(steps=600, batch_size=64, learning_rate=5e-4, betas=(0.0, 0.9), checkpoint_every=200),
+            data="mnist6k",
+            binarised="no",
+        ),
+        "paper": Preset(
+            "The algorithm of Gulrajani et al. (2017, algorithm 1): a penalty of weight 10, five updates of the critic "
+            "for each one of the generator, Adam at 10⁻⁴ with decay rates 0 and 0.9, batches of 64, 128 latents. "
+            "Theirs on other images, with networks that differ from set to set; ours those of DCGAN for 28 × 28 pixels "
+            "with 64 and 128 channels, and weights from N(0, 0.02²). The steps are our choice.",
+            lambda: _gan(hidden=64, latent_dim=128, loss="wasserstein"),
+            Settings(
+                steps=20_000,
+                batch_size=64,
+                learning_rate=1e-4,
+                betas=(0.0, 0.9),
+                log_every=500,
+                checkpoint_every=2000,
+            ),
+            data="mnist",
+            binarised="no",
         ),
     },
 }

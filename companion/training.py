@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
+from companion.models.questions import Game, Learner, Player
 from companion.validate import require_positive_int
 
 Batches = Callable[[int, torch.Generator], Tensor]
@@ -34,10 +35,11 @@ class Settings:
     """How to train. Raises ValueError for a value that means nothing.
 
     Args:
-        steps: updates of each player.
+        steps: rounds of updates, in each of which every player has its own number of them, mostly one.
         batch_size: examples in a step, over all processes together.
         learning_rate: of AdamW.
         weight_decay: of AdamW; with 0 it is Adam.
+        betas: of AdamW, the decay rates of its means of the gradient and of the squared gradient, each in [0, 1).
         clip_norm: the largest Euclidean norm of a player's gradient; a longer one is scaled down to it.
         ema_decay: average the weights over the steps, step s of t with a weight proportional to decay^(t-s);
             validation and the trained model then have the averaged weights.
@@ -53,6 +55,7 @@ class Settings:
     batch_size: int = 128
     learning_rate: float = 1e-3
     weight_decay: float = 0.0
+    betas: tuple[float, float] = (0.9, 0.999)
     clip_norm: float | None = None
     ema_decay: float | None = None
     mixed_precision: str = "no"
@@ -81,6 +84,11 @@ class Settings:
             if not (number and (value > 0 or (value == 0 and low == "at least 0")) and value < high):
                 upper = "finite" if high == math.inf else f"below {high:g}"
                 raise ValueError(f"{name} must be {low} and {upper}, got {value!r}")
+        pair = isinstance(self.betas, tuple) and len(self.betas) == 2
+        if not (
+            pair and all(isinstance(b, int | float) and not isinstance(b, bool) and 0 <= b < 1 for b in self.betas)
+        ):
+            raise ValueError(f"betas must be a tuple of two numbers, each at least 0 and below 1, got {self.betas!r}")
         if self.mixed_precision not in ("no", "bf16"):
             raise ValueError(f"mixed_precision must be 'no' or 'bf16', got {self.mixed_precision!r}")
         if isinstance(self.seed, bool) or not isinstance(self.seed, int) or self.seed < 0:
@@ -97,7 +105,7 @@ class Fit:
         model: the model that was given, trained in place, in evaluation mode, on the device of the training.
         history: one row for each logged step: "step", "loss", the parts of the loss, "gradient norm" and, where it
             was measured, "validation". The terms of a batch are means over its examples; those of several
-            players have the player's name before them.
+            players have the player's name before them, and are of its last update in the step.
         best_step: the step with the lowest validation loss, None if none was measured.
     """
 
@@ -122,8 +130,9 @@ def fit(
     and torch's global ones are put back at the end.
 
     Args:
-        model: has `loss(x) -> Loss`, or `players() -> {name: (parameters, loss)}`, each stepped in turn on the
-            same batch with an optimiser of its own.
+        model: has `loss(x) -> Loss`, or `players() -> {name: Player}`, each with an optimiser of its own. In a step
+            one player after the other makes its `updates`, the first of them on the step's batch, which is the same
+            for all players, and each further one on a fresh batch.
         data: (n, *event_shape), of which each batch is an independent uniform draw with replacement; or
             `batch(n, generator)`, which draws n examples with that generator, a CPU one.
         validation: (n, *event_shape), whose mean loss is measured with the same noise each time. It is
@@ -181,14 +190,18 @@ class _Run:
             for tensor in model.state_dict().values():
                 tensor.copy_(broadcast(tensor))
         self.players = {}
-        for name, (parameters, loss) in _players(model).items():
-            trained = [parameter for parameter in parameters if parameter.requires_grad]
+        self.optimisers = {}
+        for name, player in _players(model).items():
+            trained = [parameter for parameter in player.parameters if parameter.requires_grad]
             if not trained:
                 raise ValueError(f"the player {name!r} has no parameters to train")
-            optimiser = torch.optim.AdamW(
-                trained, lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=True
+            require_positive_int(player.updates, f"the player {name!r}: updates")
+            self.players[name] = player._replace(parameters=trained)
+            # torch takes no integers here, as in (0, 0.9).
+            betas = tuple(float(b) for b in settings.betas)
+            self.optimisers[name] = torch.optim.AdamW(
+                trained, settings.learning_rate, betas, weight_decay=settings.weight_decay, fused=True
             )
-            self.players[name] = (trained, loss, optimiser)
         self.average = None
         if settings.ema_decay is not None:
             self.average = {n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad}
@@ -223,12 +236,14 @@ class _Run:
         self.model.eval()
 
     def _advance(self) -> dict[str, float]:
-        """One step of every player, and what is due after it. Returns the step's row, logged or not."""
+        """The updates of every player, and what is due after them. Returns the step's row, logged or not."""
         settings = self.settings
         x = self._batch()
         row = {"step": self.step + 1}
-        for name in self.players:
-            row |= self._update(name, x)
+        for name, player in self.players.items():
+            for i in range(player.updates):
+                last_update = self._update(name, x if i == 0 else self._batch())
+            row |= last_update
         self.step += 1
         if self.average is not None:
             # Weights decay^(t-s) / Σ_s decay^(t-s) over the steps: the untrained start has no part in it.
@@ -259,7 +274,7 @@ class _Run:
 
     def _update(self, name: str, x: Tensor) -> dict[str, float]:
         """One optimiser step of a player. Returns its terms for the history."""
-        parameters, loss, optimiser = self.players[name]
+        (parameters, loss, _), optimiser = self.players[name], self.optimisers[name]
         prefix = f"{name} " if len(self.players) > 1 else ""
         with self.accelerator.autocast():
             value, parts, _ = loss(x)
@@ -326,14 +341,15 @@ class _Run:
                 parameter.data, self.average[name] = self.average[name], parameter.data
 
     def _identity(self) -> dict[str, object]:
-        """What must be the same for a checkpoint to be this run's."""
-        return {
+        """What must be the same for a checkpoint to be this run's, as JSON gives it back: tuples are lists there."""
+        identity = {
             **asdict(self.settings),
-            "players": list(self.players),
+            "players": {name: player.updates for name, player in self.players.items()},
             "device": self.device.type,
             "processes": self.accelerator.num_processes,
-            "validation": None if self.validation is None else list(self.validation.shape),
+            "validation": None if self.validation is None else self.validation.shape,
         }
+        return json.loads(json.dumps(identity))
 
     def _save(self, path: Path) -> None:
         """Write a checkpoint: one file, so that what is in it always belongs together."""
@@ -343,7 +359,7 @@ class _Run:
         tensors |= {f"average.{name}": tensor for name, tensor in (self.average or {}).items()}
         tensors |= {f"best.{name}": tensor for name, tensor in self.best_weights.items()}
         tensors |= {f"noise.{i}": state for i, state in enumerate(noise)} | {"order": self.order.get_state()}
-        for player, (_, _, optimiser) in self.players.items():
+        for player, optimiser in self.optimisers.items():
             for index, state in optimiser.state_dict()["state"].items():
                 tensors |= {f"optimiser.{player}.{index}.{key}": tensor for key, tensor in state.items()}
         progress = {key: getattr(self, key) for key in ("step", "history", "best_step", "waited")}
@@ -374,7 +390,7 @@ class _Run:
             return {n.removeprefix(prefix): t.to(self.device) for n, t in tensors.items() if n.startswith(prefix)}
 
         _load_weights(self.model, group("model."), path)
-        for player, (_, _, optimiser) in self.players.items():
+        for player, optimiser in self.optimisers.items():
             states: dict[int, dict[str, Tensor]] = {}
             for name, tensor in group(f"optimiser.{player}.").items():
                 index, key = name.split(".")
@@ -427,14 +443,14 @@ def _require(model, data, settings: Settings, validation, processes: int) -> Non
     if (validation is None) != (settings.validate_every is None):
         given = "no validation data" if validation is None else "validation data"
         raise ValueError(f"validate_every is {settings.validate_every}, but there is {given}; give both or neither")
-    if not hasattr(model, "loss") and (validation is not None or not hasattr(model, "players")):
+    if not isinstance(model, Learner) and (validation is not None or not isinstance(model, Game)):
         raise TypeError(f"{type(model).__name__} has no method loss(x), which training and validation minimise")
     if settings.batch_size % processes:
         raise ValueError(f"batch_size must divide by the number of processes, {processes}, got {settings.batch_size}")
 
 
-def _players(model: nn.Module) -> dict:
-    return model.players() if hasattr(model, "players") else {"model": (model.parameters(), model.loss)}
+def _players(model: nn.Module) -> dict[str, Player]:
+    return model.players() if isinstance(model, Game) else {"model": Player(model.parameters(), model.loss)}
 
 
 def _cuda(device: torch.device) -> list[torch.device]:

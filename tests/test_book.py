@@ -18,6 +18,11 @@ SLUGS = """
 normalization prob-of-set prob-of-set-unnormalised inverse-cdf-sampling mle-forward-kl generator-pushforward
 lipschitz-gap-mass product-rule marginal-likelihood chain-rule-evidence bayes-posterior kl-nonneg gibbs-cross-entropy
 importance-identity jensen-concave elbo-jensen elbo-gap-kl kl-to-posterior-expanded elbo-recon-kl elbo-tightness
+recon-monte-carlo reparameterization gaussian-kl-closed-form importance-weighted-bound beta-vae vae-ancestral-sampling
+hvae-joint hvae-posterior hvae-elbo pca-autoencoder
+gan-minimax gan-optimal-discriminator gan-jsd-value jsd-definition gan-equilibrium gan-saturating-gradient
+gan-nonsaturating gan-nonsaturating-divergence feature-matching minibatch-discrimination label-smoothing
+historical-averaging virtual-batch-norm gan-kde-density
 """.split()
 
 
@@ -101,6 +106,13 @@ def test_figures_have_captions_and_words_for_those_who_cannot_see_them(path):
         if cell.cell_type == "code" and re.search(r"plotting\.(panels|images)\(", cell.source):
             assert "nbval-ignore-output" in cell.metadata.tags, cell.source
             assert cell.metadata.mystnb.figure.caption and cell.metadata.mystnb.image.alt, cell.source
+
+
+@pytest.mark.parametrize("path", CHAPTERS, ids=lambda p: p.stem)
+def test_animations_are_in_cells_that_are_not_compared(path):
+    for cell in read(path).cells:
+        if cell.cell_type == "code" and "plotting.animate(" in cell.source:
+            assert "nbval-ignore-output" in cell.metadata.tags and "alt=" in cell.source, cell.source
 
 
 @pytest.mark.parametrize("path", CHAPTERS, ids=lambda p: p.stem)

@@ -1,13 +1,23 @@
 """The models, one module for each chapter. `capability_table()` says what each of them can do."""
 
 from companion.models.elbo import BernoulliMixture
+from companion.models.gan import GAN
 from companion.models.generative_problem import GaussianMixture, IndependentPixels, ProbabilisticPCA
-from companion.models.questions import QUESTIONS, Loss, answers
+from companion.models.hvae import HVAE
+from companion.models.questions import QUESTIONS, Loss, Player, answers
 from companion.models.vae import VAE, Autoencoder
 
-MODELS = (IndependentPixels, GaussianMixture, ProbabilisticPCA, BernoulliMixture, Autoencoder, VAE)
+MODELS = (IndependentPixels, GaussianMixture, ProbabilisticPCA, BernoulliMixture, Autoencoder, VAE, HVAE, GAN)
 
-__all__ = ["MODELS", "QUESTIONS", "Loss", "answers", "capability_table", *(model.__name__ for model in MODELS)]
+__all__ = [
+    "MODELS",
+    "QUESTIONS",
+    "Loss",
+    "Player",
+    "answers",
+    "capability_table",
+    *(model.__name__ for model in MODELS),
+]
 
 
 def capability_table() -> str:

@@ -4,11 +4,12 @@ A model is an `nn.Module` that has the methods of the questions its family can a
 that `isinstance(model, Density)` says whether it has an exact density.
 """
 
+from collections.abc import Callable, Iterable
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributions import Distribution
 
 
@@ -23,9 +24,28 @@ class Loss(NamedTuple):
     unit: str
 
 
+class Player(NamedTuple):
+    """One side of a game: what it may move, what it minimises, and its updates in one step of training.
+
+    More than one keeps a player near its best answer to the others, as a Wasserstein GAN's critic has to be:
+    Gulrajani et al. (2017) give it five.
+    """
+
+    parameters: Iterable[nn.Parameter]
+    loss: Callable[[Tensor], Loss]
+    updates: int = 1
+
+
 @runtime_checkable
 class Learner(Protocol):
     def loss(self, x: Tensor) -> Loss: ...
+
+
+@runtime_checkable
+class Game(Protocol):
+    """Learns as a game: every player has a loss of its own, and nobody a loss of the whole."""
+
+    def players(self) -> dict[str, Player]: ...
 
 
 @runtime_checkable
@@ -60,8 +80,8 @@ class Code(Protocol):
     def decode(self, z: Tensor) -> Distribution: ...
 
 
-QUESTIONS: dict[str, type] = {
-    "loss": Learner,
+QUESTIONS: dict[str, type | tuple[type, ...]] = {
+    "loss": (Learner, Game),
     "sample": Sampler,
     "exact density": Density,
     "bound": Bound,

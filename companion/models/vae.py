@@ -1,6 +1,7 @@
 """The autoencoder, and the variational autoencoder of Kingma and Welling (2014)."""
 
 import math
+from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -101,12 +102,6 @@ class VAE(nn.Module):
         super().__init__()
         for name, value in (("latent_dim", latent_dim), ("hidden", hidden), ("samples", samples)):
             require_positive_int(value, name)
-        if likelihood not in ("bernoulli", "gaussian"):
-            raise ValueError(f"likelihood must be 'bernoulli' or 'gaussian', got {likelihood!r}")
-        if likelihood == "bernoulli" and decoder_scale != 1.0:
-            raise ValueError(f"decoder_scale is for a Gaussian decoder, got {decoder_scale!r} with a Bernoulli one")
-        if decoder_scale != "learned" and not (isinstance(decoder_scale, (int, float)) and decoder_scale > 0):
-            raise ValueError(f"decoder_scale must be a positive number or 'learned', got {decoder_scale!r}")
         if not (math.isfinite(beta) and beta >= 0):
             raise ValueError(f"beta must be a finite number, not negative, got {beta!r}")
         if samples > 1 and beta != 1:
@@ -114,9 +109,7 @@ class VAE(nn.Module):
         self.event_shape, self.latent_dim = tuple(event_shape), latent_dim
         self.likelihood, self.beta, self.samples = likelihood, beta, samples
         self.encoder, self.decoder = _networks(network, self.event_shape, hidden, 2 * latent_dim, latent_dim)
-        learned = decoder_scale == "learned"
-        log_scale = torch.tensor(0.0 if learned else math.log(decoder_scale))
-        self.log_scale = nn.Parameter(log_scale, requires_grad=learned)
+        self.log_scale = decoder_log_scale(likelihood, decoder_scale)
 
     def encode(self, x: Float[Tensor, " batch *event"]) -> Independent:
         """q(z|x), batch shape (batch,), event shape (latent,).
@@ -136,12 +129,7 @@ class VAE(nn.Module):
     def decode(self, z: Float[Tensor, " batch latent"]) -> Distribution:
         """p(x|z), batch shape (batch,), event shape that of an example."""
         require_events(z, (self.latent_dim,), "z")
-        output = self.decoder(z).to(z.dtype)
-        if self.likelihood == "bernoulli":
-            pixels: Distribution = Bernoulli(logits=output, validate_args=False)
-        else:
-            pixels = Normal(output, self.log_scale.exp(), validate_args=False)
-        return Independent(pixels, len(self.event_shape), validate_args=False)
+        return pixel_distribution(self.decoder(z).to(z.dtype), self.likelihood, self.log_scale)
 
     def loss(self, x: Float[Tensor, " batch *event"]) -> Loss:
         """Minus the bound (Kingma and Welling 2014, eq. 10), or minus the importance-weighted one."""
@@ -168,9 +156,7 @@ class VAE(nn.Module):
         require_positive_int(samples, "samples")
         with torch.autocast(x.device.type, enabled=False):
             q = self.encode(x)
-            draws = max(1, ROWS // len(x))
-            sizes = [draws] * (samples // draws) + ([samples % draws] if samples % draws else [])
-            return torch.cat([self._log_weights(x, q, size) for size in sizes])
+            return few_rows(lambda draws: self._log_weights(x, q, draws), len(x), samples)
 
     def importance_bound(self, x: Float[Tensor, " batch *event"], samples: int) -> Float[Tensor, " batch"]:
         """log of the mean of `samples` importance weights, in nats: in expectation a lower bound on log p(x)
@@ -182,10 +168,7 @@ class VAE(nn.Module):
         """z from the prior, then x from the decoder, its noise included."""
         require_positive_int(n, "n")
         like = {"generator": generator, "device": self.log_scale.device, "dtype": self.log_scale.dtype}
-        decoded = self.decode(torch.randn(n, self.latent_dim, **like))
-        if self.likelihood == "bernoulli":
-            return torch.bernoulli(decoded.mean, generator=generator)
-        return decoded.mean + self.log_scale.exp() * torch.randn(n, *self.event_shape, **like)
+        return sample_pixels(self.decode(torch.randn(n, self.latent_dim, **like)), generator)
 
     def _terms(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """log p(x|z) at one draw of z from q, and KL(q(z|x)‖p(z)), each (batch,)."""
@@ -201,9 +184,59 @@ class VAE(nn.Module):
 
     def _log_likelihood(self, x: Tensor, z: Float[Tensor, " samples batch latent"]) -> Float[Tensor, " samples batch"]:
         output = self.decoder(z.flatten(0, 1)).to(x.dtype).reshape(*z.shape[:2], -1)
-        x = x.flatten(1)
-        if self.likelihood == "bernoulli":
-            # Σ_d x_d l_d - log(1 + exp l_d), from the logits l
-            return torch.linalg.vecdot(output, x) - F.softplus(output).sum(-1)
-        squares = ((x - output) * (-self.log_scale).exp()).square().sum(-1)
-        return -0.5 * squares - x.shape[1] * (self.log_scale + 0.5 * math.log(2 * math.pi))
+        return pixel_log_likelihood(x, output, self.likelihood, self.log_scale)
+
+
+# The decoder's distribution, which hierarchies of latents share.
+
+
+def decoder_log_scale(likelihood: str, decoder_scale: float | str) -> nn.Parameter:
+    """log σ_x. Raises ValueError for an unknown likelihood, or for a scale that does not go with it."""
+    if likelihood not in ("bernoulli", "gaussian"):
+        raise ValueError(f"likelihood must be 'bernoulli' or 'gaussian', got {likelihood!r}")
+    if likelihood == "bernoulli" and decoder_scale != 1.0:
+        raise ValueError(f"decoder_scale is for a Gaussian decoder, got {decoder_scale!r} with a Bernoulli one")
+    if decoder_scale != "learned" and not (isinstance(decoder_scale, (int, float)) and decoder_scale > 0):
+        raise ValueError(f"decoder_scale must be a positive number or 'learned', got {decoder_scale!r}")
+    learned = decoder_scale == "learned"
+    return nn.Parameter(torch.tensor(0.0 if learned else math.log(decoder_scale)), requires_grad=learned)
+
+
+def pixel_distribution(output: Float[Tensor, " batch *event"], likelihood: str, log_scale: Tensor) -> Independent:
+    """p(x|z) from what the decoder's network answers: logits, or means."""
+    if likelihood == "bernoulli":
+        pixels: Distribution = Bernoulli(logits=output, validate_args=False)
+    else:
+        pixels = Normal(output, log_scale.exp(), validate_args=False)
+    return Independent(pixels, output.ndim - 1, validate_args=False)
+
+
+def pixel_log_likelihood(
+    x: Float[Tensor, " batch *event"],
+    output: Float[Tensor, " samples batch pixels"],
+    likelihood: str,
+    log_scale: Tensor,
+) -> Float[Tensor, " samples batch"]:
+    """log p(x|z) of each draw of z, in nats: two passes over the pixels, where a distribution needs several."""
+    x = x.flatten(1)
+    if likelihood == "bernoulli":
+        # Σ_d x_d l_d - log(1 + exp l_d), from the logits l
+        return torch.linalg.vecdot(output, x) - F.softplus(output).sum(-1)
+    squares = ((x - output) * (-log_scale).exp()).square().sum(-1)
+    return -0.5 * squares - x.shape[1] * (log_scale + 0.5 * math.log(2 * math.pi))
+
+
+def sample_pixels(decoded: Independent, generator: torch.Generator | None) -> Float[Tensor, " n *event"]:
+    """Draws from p(x|z), with a generator, which the distributions of torch do not take."""
+    if isinstance(decoded.base_dist, Bernoulli):
+        return torch.bernoulli(decoded.mean, generator=generator)
+    mean = decoded.mean
+    noise = torch.randn(mean.shape, generator=generator, device=mean.device, dtype=mean.dtype)
+    return mean + decoded.base_dist.scale * noise
+
+
+def few_rows(log_weights: Callable[[int], Tensor], batch: int, samples: int) -> Float[Tensor, " samples batch"]:
+    """`log_weights(draws)` of so many draws in all, a few hundred rows at a time."""
+    draws = max(1, ROWS // batch)
+    sizes = [draws] * (samples // draws) + ([samples % draws] if samples % draws else [])
+    return torch.cat([log_weights(size) for size in sizes])

@@ -7,6 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.integrate import quad
+from scipy.special import logsumexp
 from scipy.stats import norm
 from torch.distributions import Categorical, Distribution, Independent, MixtureSameFamily, Normal, constraints
 
@@ -14,10 +15,12 @@ from companion.data import DENSITIES, density
 from companion.data.densities import Checkerboard, NoisyCurves, Rings
 
 F64 = torch.float64
-OWN_CLASSES = [name for name in DENSITIES if name != "eight_gaussians"]
+MIXTURES = ("eight_gaussians", "grid25")
+OWN_CLASSES = [name for name in DENSITIES if name not in MIXTURES]
 
-# 22 panels of width 1/2 with 8 Gauss-Legendre nodes each: their edges are also the checkerboard's.
-PANELS, NODES = 22, 8
+# 22 panels of width 1/2 with 8 Gauss-Legendre nodes each: their edges are also the checkerboard's. A panel holds ten
+# standard deviations of a Gaussian of the grid, from its centre outwards: 8 nodes miss them, 20 do not.
+PANELS, NODES = 22, {name: 20 if name == "grid25" else 8 for name in DENSITIES}
 
 
 def as_f64(number):
@@ -28,7 +31,7 @@ def as_f64(number):
 def on_grid(request):
     """The density, its log_prob on a grid over [-5.5, 5.5]² and the quadrature weights of the grid."""
     p = density(request.param, dtype=F64)
-    node, weight = np.polynomial.legendre.leggauss(NODES)
+    node, weight = np.polynomial.legendre.leggauss(NODES[request.param])
     axis = torch.from_numpy((-5.25 + 0.5 * np.arange(PANELS)[:, None] + 0.25 * node).ravel())
     weights = torch.from_numpy(np.tile(0.25 * weight, PANELS))
     grid = torch.stack(torch.meshgrid(axis, axis, indexing="ij"), dim=-1)
@@ -43,7 +46,7 @@ def test_integrates_to_one(on_grid):
 
 def test_samples_fall_into_boxes_as_the_density_says(on_grid):
     p, log_p, weights = on_grid
-    boxes = (weights * log_p.exp()).reshape(11, 2 * NODES, 11, 2 * NODES).sum((1, 3))
+    boxes = (weights * log_p.exp()).reshape(11, len(weights) // 11, 11, -1).sum((1, 3))
     torch.manual_seed(0)
     n = 200_000
     index = (p.sample((n,)) + 5.5).floor().long()
@@ -63,16 +66,25 @@ def test_samples_have_the_entropy_of_the_density(on_grid):
     assert abs(surprise.mean() - entropy) <= 5 * standard_error + 1e-5
 
 
-def test_eight_gaussians_is_the_plain_mixture():
-    p = density("eight_gaussians", dtype=F64)
+CIRCLE = [[3 * math.cos(i * math.pi / 4), 3 * math.sin(i * math.pi / 4)] for i in range(8)]
+GRID = list(itertools.product([-4, -2, 0, 2, 4], repeat=2))
+
+
+@pytest.mark.parametrize(("name", "means", "scale"), [("eight_gaussians", CIRCLE, 0.3), ("grid25", GRID, 0.05)])
+def test_gaussians_are_the_plain_mixture(name, means, scale):
+    p = density(name, dtype=F64)
     assert type(p) is MixtureSameFamily
     assert type(p.mixture_distribution) is Categorical
     assert type(p.component_distribution) is Independent
-    x = np.random.default_rng(0).uniform(-4, 4, (50, 2))
-    angle = np.arange(8) * np.pi / 4
-    means = 3 * np.stack([np.cos(angle), np.sin(angle)], axis=-1)
-    expected = np.log(norm.pdf(x[:, None], means, 0.3).prod(-1).mean(-1))
+    x = np.concatenate([np.random.default_rng(0).uniform(-4, 4, (50, 2)), np.add(means, (scale, -2 * scale))])
+    expected = logsumexp(norm.logpdf(x[:, None], means, scale).sum(-1), axis=-1) - math.log(len(means))
     np.testing.assert_allclose(p.log_prob(torch.from_numpy(x)), expected, rtol=1e-12)
+
+
+@pytest.mark.parametrize("name", DENSITIES)
+def test_lies_where_the_module_says(name):
+    torch.manual_seed(2)
+    assert density(name).sample((20_000,)).abs().max() < 4.5
 
 
 def reference_curves(name, t):

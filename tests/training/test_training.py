@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import nn
 
-from companion.models.questions import Loss
+from companion.models.questions import Loss, Player, answers
 from companion.training import CHECKPOINT, Settings, fit, load_model, save_model
 
 HERE = Path(__file__).parent
@@ -42,8 +42,9 @@ class Toy(nn.Module):
 class Duel(nn.Module):
     """Two players with a saddle point at (0, 0): one descends in a² + ab, the other climbs in ab - b²."""
 
-    def __init__(self):
+    def __init__(self, updates=(1, 1)):
         super().__init__()
+        self.updates = updates
         self.a, self.b = nn.Parameter(torch.tensor(1.0)), nn.Parameter(torch.tensor(-0.5))
 
     def players(self):
@@ -51,8 +52,8 @@ class Duel(nn.Module):
             return Loss((sign * self.a * self.b + own.square()).expand(len(x)), {}, "none")
 
         return {
-            "a": ([self.a], lambda x: value(x, 1, self.a)),
-            "b": ([self.b], lambda x: value(x, -1, self.b)),
+            "a": Player([self.a], lambda x: value(x, 1, self.a), self.updates[0]),
+            "b": Player([self.b], lambda x: value(x, -1, self.b), self.updates[1]),
         }
 
 
@@ -80,8 +81,9 @@ def batches(settings):
 
 def by_hand(model, settings, clip=None):
     """The weights after every step of a plain loop over the same batches."""
+    betas = tuple(float(b) for b in settings.betas)
     optimiser = torch.optim.AdamW(
-        model.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=False
+        model.parameters(), settings.learning_rate, betas, weight_decay=settings.weight_decay, fused=False
     )
     states, norms = [], []
     for x in batches(settings):
@@ -100,9 +102,13 @@ def by_hand(model, settings, clip=None):
 # --- the loop
 
 
-@pytest.mark.parametrize("clip", [None, 0.5])
-def test_steps_are_those_of_a_plain_loop(clip):
-    settings = Settings(steps=12, batch_size=16, learning_rate=0.02, weight_decay=0.1, clip_norm=clip, log_every=1)
+@pytest.mark.parametrize(
+    ("clip", "betas"), [(None, (0.9, 0.999)), (0.5, (0.9, 0.999)), (None, (0.5, 0.6)), (None, (0, 0.9))]
+)
+def test_steps_are_those_of_a_plain_loop(clip, betas):
+    settings = Settings(
+        steps=12, batch_size=16, learning_rate=0.02, weight_decay=0.1, clip_norm=clip, betas=betas, log_every=1
+    )
     fitted = train(Toy(noise=0.0), settings)
     states, norms = by_hand(Toy(noise=0.0), settings, clip)
     torch.testing.assert_close(weights(fitted.model), states[-1], rtol=1e-5, atol=1e-6)
@@ -228,19 +234,81 @@ def test_progress_goes_to_stderr_with_the_loss(capsys):
 # --- several players
 
 
-def test_two_players_are_stepped_in_turn_each_with_its_own_gradient():
-    fitted = train(Duel(), Settings(steps=20, learning_rate=0.05, log_every=1))
+@pytest.mark.parametrize("updates", [(1, 1), (3, 1), (1, 2)])
+def test_two_players_are_stepped_in_turn_each_with_its_own_gradient(updates):
+    fitted = train(Duel(updates), Settings(steps=20, learning_rate=0.05, log_every=1))
     a, b = nn.Parameter(torch.tensor(1.0)), nn.Parameter(torch.tensor(-0.5))
     first, second = (torch.optim.AdamW([p], lr=0.05, weight_decay=0.0) for p in (a, b))
     for row in fitted.history:
         assert set(row) == {"step", "a loss", "a gradient norm", "b loss", "b gradient norm"}
-        assert row["a loss"] == pytest.approx((a * b + a * a).item(), rel=1e-5, abs=1e-6)
-        a.grad = (b + 2 * a).detach()
+        for _ in range(updates[0]):
+            loss = (a * b + a * a).item()
+            a.grad = (b + 2 * a).detach()
+            first.step()
+        # Of the last update, which is the one that the row is about.
+        assert row["a loss"] == pytest.approx(loss, rel=1e-5, abs=1e-6)
         assert row["a gradient norm"] == pytest.approx(abs(a.grad.item()), rel=1e-4, abs=1e-6)
-        first.step()
-        b.grad = (-a + 2 * b).detach()
-        second.step()
+        for _ in range(updates[1]):
+            b.grad = (-a + 2 * b).detach()
+            second.step()
+        assert row["b gradient norm"] == pytest.approx(abs(b.grad.item()), rel=1e-4, abs=1e-6)
     assert weights(fitted.model).tolist() == pytest.approx([a.item(), b.item()], rel=1e-5)
+
+
+def test_two_players_of_a_bilinear_game_jump_across_its_saddle_point():
+    """In xy; with β₁ = β₂ = 0 every update is the learning rate times the sign of the gradient."""
+
+    class Bilinear(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.x, self.y = nn.Parameter(torch.tensor(0.25)), nn.Parameter(torch.tensor(0.25))
+
+        def players(self):
+            def value(data, sign):
+                return Loss((sign * self.x * self.y).expand(len(data)), {}, "none")
+
+            return {"x": Player([self.x], lambda d: value(d, 1)), "y": Player([self.y], lambda d: value(d, -1))}
+
+    path = []
+
+    def data(n, generator):
+        path.append(weights(model).tolist())
+        return X[:n]
+
+    model = Bilinear()
+    train(model, Settings(steps=9, batch_size=4, learning_rate=0.5, betas=(0.0, 0.0)), data=data)
+    corners = [[0.25, 0.25], [-0.25, -0.25]]
+    # x moves against the sign of y, then y with the sign of the new x: to the opposite corner, and back. Were both
+    # moved at once, they would visit all four.
+    assert torch.tensor(path).allclose(torch.tensor((corners * 5)[:9]), atol=1e-6)
+
+
+def test_first_updates_share_the_batch_and_further_ones_draw_their_own():
+    seen = []
+
+    class Recorder(Duel):
+        def players(self):
+            def recording(name, player):
+                def loss(x):
+                    seen.append((name, x.clone()))
+                    return player.loss(x)
+
+                return player._replace(loss=loss)
+
+            return {name: recording(name, player) for name, player in super().players().items()}
+
+    settings = Settings(steps=4, batch_size=5)
+    train(Recorder(updates=(3, 2)), settings)
+    assert [name for name, _ in seen] == ["a", "a", "a", "b", "b"] * 4
+    fresh = batches(Settings(steps=16, batch_size=5))
+    # Of each step's four batches both players see the first one; a sees the second and the third, b the fourth.
+    expected = [fresh[4 * step + i] for step in range(4) for i in (0, 1, 2, 0, 3)]
+    assert all(torch.equal(x, batch) for (_, x), batch in zip(seen, expected, strict=True))
+    assert not any(torch.equal(fresh[i], fresh[j]) for i in range(16) for j in range(i))
+
+
+def test_game_answers_how_it_learns():
+    assert answers(Duel) == answers(Toy) == ["loss"]
 
 
 # --- what is not finite
@@ -380,13 +448,40 @@ def test_resumes_the_waiting_for_a_better_validation(tmp_path):
         assert same(resumed, whole)
 
 
-def test_resumes_the_two_players(tmp_path):
-    settings = Settings(steps=10, learning_rate=0.05, log_every=1, checkpoint_every=3)
-    whole = train(Duel(), settings)
+class Rivals(nn.Module):
+    """Two networks with noise of their own: one codes for the other, which wants the code to be far off."""
+
+    def __init__(self, updates=3):
+        super().__init__()
+        self.one, self.two, self.updates = Toy(seed=1), Toy(seed=2), updates
+
+    def players(self):
+        def far(x):
+            loss = self.two.loss(x)
+            return loss._replace(value=loss.value - 0.1 * (self.one.net(x) - x).square().sum(1))
+
+        return {
+            "one": Player(self.one.parameters(), self.one.loss, self.updates),
+            "two": Player(self.two.parameters(), far),
+        }
+
+
+@pytest.mark.parametrize("at", [1, 5, 12, 13, 14, 15, 16, 17, 30])
+def test_resumes_a_game(tmp_path, at):
+    """Interrupted at any of the batches, of which a step has three."""
+    settings = Settings(steps=10, learning_rate=0.05, betas=(0.5, 0.9), log_every=1, checkpoint_every=2, ema_decay=0.9)
+    whole = train(Rivals(), settings, data=Interrupted())
     with pytest.raises(KeyboardInterrupt):
-        train(Duel(), settings, data=Interrupted(6), folder=tmp_path)
-    resumed = train(Duel(), settings, folder=tmp_path)
+        train(Rivals(), settings, data=Interrupted(at), folder=tmp_path)
+    rest = Interrupted()
+    torch.manual_seed(at)
+    resumed = train(Rivals(), settings, data=rest, folder=tmp_path)
     assert same(resumed, whole)
+    assert rest.calls == 30 - (at - 1) // 6 * 6
+    with pytest.raises(
+        ValueError, match=r"another run: players is {'one': 3, 'two': 1} there and {'one': 2, 'two': 1} here"
+    ):
+        train(Rivals(updates=2), settings, folder=tmp_path)
 
 
 def test_finished_run_is_not_trained_again(tmp_path):
@@ -441,6 +536,8 @@ def test_checkpoint_of_another_run_is_refused(tmp_path):
     train(Toy(), Settings(steps=2), folder=tmp_path)
     with pytest.raises(ValueError, match=r"another run: steps is 2 there and 4 here; learning_rate is 0\.001 there"):
         train(Toy(), Settings(steps=4, learning_rate=0.1), folder=tmp_path)
+    with pytest.raises(ValueError, match=r"another run: betas is \[0\.9, 0\.999\] there and \[0\.5, 0\.999\] here"):
+        train(Toy(), Settings(steps=2, betas=(0.5, 0.999)), folder=tmp_path)
     with pytest.raises(ValueError, match=r"another model: 'net\.0\.weight' is float32 \(8, 3\) there and .*\(9, 3\)"):
         train(Toy(width=9), Settings(steps=2), folder=tmp_path)
     with pytest.raises(ValueError, match=r"float32 \(8, 3\) there and float64 \(8, 3\) here"):
@@ -561,6 +658,13 @@ def read_ranks(folder):
         ({"learning_rate": float("nan")}, "learning_rate must be above 0 and finite, got nan"),
         ({"learning_rate": None}, "learning_rate must be above 0 and finite, got None"),
         ({"weight_decay": -0.1}, r"weight_decay must be at least 0 and finite, got -0\.1"),
+        ({"betas": 0.9}, r"betas must be a tuple of two numbers, each at least 0 and below 1, got 0\.9"),
+        ({"betas": [0.9, 0.999]}, r"betas must be a tuple of two numbers, .*, got \[0\.9, 0\.999\]"),
+        ({"betas": (0.9,)}, "betas must be a tuple of two numbers"),
+        ({"betas": (0.9, 1)}, r"betas must be .* below 1, got \(0\.9, 1\)"),
+        ({"betas": (-0.1, 0.9)}, r"betas must be .* at least 0 .*, got \(-0\.1, 0\.9\)"),
+        ({"betas": (0.5, float("nan"))}, r"betas must be .*, got \(0\.5, nan\)"),
+        ({"betas": (0.5, True)}, r"betas must be .*, got \(0\.5, True\)"),
         ({"clip_norm": float("inf")}, "clip_norm must be above 0 and finite, got inf"),
         ({"ema_decay": 1.0}, r"ema_decay must be above 0 and below 1, got 1\.0"),
         ({"mixed_precision": "fp16"}, "mixed_precision must be 'no' or 'bf16', got 'fp16'"),
@@ -600,6 +704,9 @@ def test_models_that_cannot_be_trained_are_refused():
         train(frozen, Settings(steps=1))
     with pytest.raises(ValueError, match="validate_every is 1, but there is no validation data"):
         train(Toy(), Settings(steps=1, validate_every=1))
+    for updates in (0, -1, 1.5, True):
+        with pytest.raises(ValueError, match=f"the player 'b': updates must be a positive integer, got {updates}"):
+            train(Duel((1, updates)), Settings(steps=1))
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")

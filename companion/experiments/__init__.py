@@ -1,0 +1,75 @@
+"""What takes longer than a chapter may: `companion run NAME` writes its results, the chapters print them.
+
+An experiment is a function that returns rows and takes seeds; with small arguments it is quick enough to run one of
+its rows again, live. Those of a chapter are in the module of its name.
+"""
+
+import inspect
+import json
+import os
+import platform
+import time
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+
+from companion.experiments.gan import gan_collapse, gan_modes
+from companion.experiments.hvae import hvae_collapse, hvae_digits, latent_dimension
+from companion.experiments.vae import Row, vae_beta, vae_disentanglement
+
+RESULTS = Path(__file__).parents[1] / "results"
+
+EXPERIMENTS: dict[str, Callable[..., list[Row]]] = {
+    experiment.__name__: experiment
+    for experiment in (
+        vae_beta,
+        vae_disentanglement,
+        hvae_digits,
+        hvae_collapse,
+        latent_dimension,
+        gan_modes,
+        gan_collapse,
+    )
+}
+
+
+def run(name: str, folder: Path = RESULTS, **arguments) -> Path:
+    """Run an experiment and write FOLDER/NAME.json: its arguments, its rows and what they were computed with.
+
+    Raises ValueError for an unknown name.
+    """
+    if name not in EXPERIMENTS:
+        raise ValueError(f"there is no experiment {name!r}; there are {', '.join(EXPERIMENTS)}")
+    experiment = EXPERIMENTS[name]
+    bound = inspect.signature(experiment).bind(**arguments)
+    bound.apply_defaults()
+    start = time.perf_counter()
+    rows = experiment(**bound.arguments)
+    result = {
+        "name": name,
+        "config": bound.arguments,
+        "versions": {"python": platform.python_version()}
+        | {package: version(package) for package in ("generative-models-verified", "torch", "numpy")},
+        "hardware": {
+            "machine": platform.machine(),
+            "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+            "threads": torch.get_num_threads(),
+            "gpu": torch.cuda.get_device_name() if bound.arguments.get("device") == "cuda" else None,
+        },
+        "seconds": round(time.perf_counter() - start, 1),
+        "rows": rows,
+    }
+    path = Path(folder) / f"{name}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(result, indent=1) + "\n")
+    return path
+
+
+def result(name: str) -> dict:
+    """What `run` wrote and the package carries. Raises FileNotFoundError with the command that writes it."""
+    path = RESULTS / f"{name}.json"
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is not there; `companion run {name}` writes it")
+    return json.loads(path.read_text())
