@@ -108,6 +108,16 @@ def test_figures_have_captions_and_words_for_those_who_cannot_see_them(path):
             assert cell.metadata.mystnb.figure.caption and cell.metadata.mystnb.image.alt, cell.source
 
 
+def test_names_of_figures_and_exercises_are_the_book_s_own():
+    names = []
+    for path in CHAPTERS:
+        for cell in read(path).cells:
+            names += re.findall(r"^:label: (\S+)$", cell.source, re.M)
+            if "mystnb" in cell.metadata:
+                names.append(cell.metadata.mystnb.figure.name)
+    assert sorted(names) == sorted(set(names))
+
+
 @pytest.mark.parametrize("path", CHAPTERS, ids=lambda p: p.stem)
 def test_animations_are_in_cells_that_are_not_compared(path):
     for cell in read(path).cells:
