@@ -1576,7 +1576,7 @@ def kde_self_inclusion(rng: np.random.Generator) -> Lines:
 &=N(x;0,(s^2+h^2)I)\qquad\text{for }p=N(0,s^2I)\text{ and }K=N(0,I)
 \end{aligned}""",
     kind="identity",
-    route="quadrature",
+    route="Monte Carlo",
     tolerance=1e-10,
     reason="a trapezoid sum over a plane; five standard errors of 2,000 kernel densities with ten points each",
 )
@@ -1611,7 +1611,7 @@ def kde_bias(rng: np.random.Generator) -> Lines:
     r"p=N(0,I):\qquad\frac{\mathrm{Var}\left[\hat p(0)\right]}{\mathbb E\left[\hat p(0)\right]^2}"
     r"=\frac1n\bigg[\Big(1+\frac1{h^2(2+h^2)}\Big)^{d_x/2}-1\bigg]",
     kind="identity",
-    route="quadrature",
+    route="Monte Carlo",
     tolerance=1e-9,
     reason="trapezoid sums over a plane, raised to a power; five standard errors of 20,000 kernel densities",
 )
