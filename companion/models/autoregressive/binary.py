@@ -1,0 +1,134 @@
+"""What autoregressive models of binary pixels share: p(x) = Π_d p(x_d|x_<d), every factor a Bernoulli by its logit."""
+
+import math
+from collections.abc import Sequence
+from typing import Any, Self
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from companion.models.generative_problem import IndependentPixels
+from companion.models.questions import Loss
+from companion.validate import require_binary, require_events, require_positive_int
+
+
+class BinaryAutoregressive(nn.Module):
+    """An equal mixture of products of conditionals that share their parameters; most often of one product alone.
+
+    A model adds the components of its mixture, such as the orders in which it may take the pixels, the logits of
+    one component for given pixels, and its own fast way to draw. Each pixel has a bias, and one more for each class.
+
+    Args:
+        event_shape: the shape of one image.
+        classes: every method then takes a `label`, integers (batch,) from 0 to classes - 1, and answers for p(x|label);
+            None is a model without labels.
+    """
+
+    def __init__(self, event_shape: tuple[int, ...], classes: int | None):
+        super().__init__()
+        if classes is not None:
+            require_positive_int(classes, "classes")
+        self.event_shape, self.classes = tuple(event_shape), classes
+        self.pixels = math.prod(self.event_shape)
+        self.bias = nn.Parameter(torch.zeros(self.pixels))
+        self.label_bias = None if classes is None else nn.Parameter(torch.zeros(classes, self.pixels))
+
+    def _components(self) -> Sequence[Any]:
+        return (0,)
+
+    def _logits(self, x: Float[Tensor, "batch pixels"], label: Tensor | None, component: Any) -> Tensor:
+        """(batch, pixels): the logit of each pixel, given those before it."""
+        raise NotImplementedError
+
+    def _draw(
+        self, thresholds: Float[Tensor, "batch pixels"], label: Tensor | None, component: Any
+    ) -> tuple[Tensor, Tensor]:
+        """Pixels that are 1 where the logit is above its threshold, and their logits, both (batch, pixels)."""
+        raise NotImplementedError
+
+    @torch.no_grad()
+    def initialise(self, x: Float[Tensor, " batch *event"]) -> Self:
+        """Set the biases to the logits of independent pixels, so that training starts near those. Raises as `log_prob`,
+        labels aside."""
+        self.bias.copy_(IndependentPixels(self.event_shape).to(self.bias).fit(x).logits.flatten())
+        return self
+
+    def log_prob(self, x: Float[Tensor, " batch *event"], label: Int[Tensor, " batch"] | None = None) -> Tensor:
+        """log p(x), or log p(x|label), (batch,), nats. In full precision: autocast is off.
+
+        Raises ValueError or TypeError for a wrong shape or dtype, NaN, values other than 0 and 1, and a label that is
+        missing, not asked for, or out of range.
+        """
+        return self._log_mixture(x, label, self._components())
+
+    def loss(self, x: Float[Tensor, " batch *event"], label: Int[Tensor, " batch"] | None = None) -> Loss:
+        """-log p(x); of one component, drawn at random for the whole batch, where there are several: on average no
+        less than -log p(x) (Jensen)."""
+        self._require(x, label)
+        components = self._components()
+        which = int(torch.randint(len(components), ())) if len(components) > 1 else 0
+        negative = -self._log_likelihood(x.flatten(1), label, components[which])
+        unit = "nats" if len(components) == 1 else "nats, of one component"
+        return Loss(negative, {"negative log-likelihood": negative}, unit)
+
+    def sample(
+        self, n: int, generator: torch.Generator | None = None, label: Int[Tensor, " n"] | None = None
+    ) -> Float[Tensor, " n *event"]:
+        """One pixel after the other; what does not change from one to the next is kept."""
+        require_positive_int(n, "n")
+        self._require_label(label, n)
+        like = {"generator": generator, "device": self.bias.device}
+        which = torch.randint(len(self._components()), (n,), **like)
+        return self._sample(torch.rand(n, self.pixels, dtype=self.bias.dtype, **like), label, which)
+
+    @torch.no_grad()
+    def _sample(
+        self, uniforms: Float[Tensor, "n pixels"], label: Tensor | None, which: Int[Tensor, " n"]
+    ) -> Float[Tensor, " n *event"]:
+        """Pixel d of image i is 1 where uniforms[i, d] is below its probability in component which[i]."""
+        x, thresholds, components = torch.empty_like(uniforms), uniforms.logit(), self._components()
+        for k in which.unique().tolist():
+            rows = (which == k).nonzero().squeeze(1)
+            x[rows], _ = self._draw(thresholds[rows], None if label is None else label[rows], components[k])
+        return x.reshape(-1, *self.event_shape)
+
+    def _log_mixture(self, x: Tensor, label: Tensor | None, components: Sequence[Any]) -> Float[Tensor, " batch"]:
+        self._require(x, label)
+        with torch.autocast(x.device.type, enabled=False):
+            logs = torch.stack([self._log_likelihood(x.flatten(1), label, component) for component in components])
+            return logs.logsumexp(0) - math.log(len(components))
+
+    def _log_likelihood(self, x: Tensor, label: Tensor | None, component: Any) -> Float[Tensor, " batch"]:
+        return bernoulli_log_likelihood(x, self._logits(x, label, component)).sum(1)
+
+    def _pixel_bias(self, label: Tensor | None) -> Tensor:
+        """(pixels,), or (batch, pixels) with labels."""
+        return self.bias if label is None else self.bias + self.label_bias[label]
+
+    def _require(self, x: Tensor, label: Tensor | None) -> None:
+        require_events(x, self.event_shape)
+        require_binary(x)
+        self._require_label(label, len(x))
+
+    def _require_label(self, label: Tensor | None, batch: int) -> None:
+        if self.classes is None:
+            if label is not None:
+                raise ValueError("label must be None: this model has no classes")
+            return
+        allowed = f"an integer tensor of shape ({batch},) from 0 to {self.classes - 1}"
+        if label is None:
+            raise ValueError(f"label must be {allowed}, got None")
+        if not isinstance(label, Tensor) or label.dtype not in (torch.int32, torch.int64):
+            raise TypeError(f"label must be {allowed}, got {getattr(label, 'dtype', type(label).__name__)}")
+        if tuple(label.shape) != (batch,):
+            raise ValueError(f"label must be {allowed}, got shape {tuple(label.shape)}")
+        wrong = (label < 0) | (label >= self.classes)
+        if wrong.any():
+            raise ValueError(f"label must be {allowed}, got {int(label[wrong][0])}")
+
+
+def bernoulli_log_likelihood(x: Float[Tensor, "*shape"], logits: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+    """log p(x_d) of each pixel in nats, from the logits l: x_d l_d - log(1 + exp l_d)."""
+    return x * logits - F.softplus(logits)
