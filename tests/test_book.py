@@ -18,11 +18,11 @@ SLUGS = """
 normalization prob-of-set prob-of-set-unnormalised inverse-cdf-sampling mle-forward-kl generator-pushforward
 lipschitz-gap-mass product-rule marginal-likelihood chain-rule-evidence bayes-posterior kl-nonneg gibbs-cross-entropy
 importance-identity jensen-concave elbo-jensen elbo-gap-kl kl-to-posterior-expanded elbo-recon-kl elbo-tightness
-recon-monte-carlo reparameterization gaussian-kl-closed-form importance-weighted-bound beta-vae vae-ancestral-sampling
-hvae-joint hvae-posterior hvae-elbo pca-autoencoder
-gan-minimax gan-optimal-discriminator gan-jsd-value jsd-definition gan-equilibrium gan-saturating-gradient
-gan-nonsaturating gan-nonsaturating-divergence feature-matching minibatch-discrimination label-smoothing
-historical-averaging virtual-batch-norm gan-kde-density
+prior-standard-normal mvn-density covariance-def diag-gaussian-encoder gaussian-kl-closed-form recon-monte-carlo
+gaussian-decoder-loglik reparameterization logvar-parameterization vae-loss-code beta-vae vae-ancestral-sampling
+importance-weighted-bound hvae-joint hvae-posterior hvae-elbo pca-autoencoder gan-minimax gan-optimal-discriminator
+gan-jsd-value jsd-definition gan-equilibrium gan-saturating-gradient gan-nonsaturating gan-nonsaturating-divergence
+feature-matching minibatch-discrimination label-smoothing historical-averaging virtual-batch-norm gan-kde-density
 """.split()
 
 

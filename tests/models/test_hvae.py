@@ -237,7 +237,8 @@ def test_weights_average_to_the_evidence_and_images_to_one(inference):
 
 @pytest.mark.parametrize("inference", KINDS)
 def test_conformance(inference):
-    model = hvae(event_shape=(1, 2, 3), latent_dims=(2, 1), inference=inference).eval()
+    # Larger weights make some importance weights so rare and large that their mean is not yet normal.
+    model = hvae(event_shape=(1, 2, 3), latent_dims=(2, 1), scale=1.2, inference=inference).eval()
     check(model, support="binary").raise_if_failed()
 
 
