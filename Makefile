@@ -3,8 +3,9 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-# Active waiting of OpenMP threads slows every step as soon as another process wants the cores.
-export OMP_WAIT_POLICY = PASSIVE
+# How long an OpenMP thread waits actively for the next piece of work: long enough for the next small operation, and
+# not so long that every step is slowed as soon as another process wants the cores.
+export GOMP_SPINCOUNT = 2000
 # Constraints that hold for the build backend too, which pip installs in an environment of its own.
 export PIP_CONSTRAINT = $(CURDIR)/constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK = 1

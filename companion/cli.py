@@ -14,9 +14,10 @@ import tyro
 
 app = tyro.extras.SubcommandApp()
 
-# Active waiting of OpenMP threads slows every step as soon as another process wants the cores; torch, imported by
-# the commands, reads this once.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# How long a thread waits actively for work. With the default every step slows down many times as soon as another
+# process wants the cores; without any active waiting small models take twice as long. torch, imported by the commands,
+# reads this once.
+os.environ.setdefault("GOMP_SPINCOUNT", "2000")
 
 Name = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="NAME")]
 Folder = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="FOLDER")]
