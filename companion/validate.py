@@ -37,3 +37,26 @@ def require_binary(x: Tensor, name: str = "x") -> None:
 def require_positive_int(value: int, name: str) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise ValueError(f"{name} must be a positive integer, got {value!r}")
+
+
+def require_label(label: Tensor | None, classes: int | None, batch: int) -> None:
+    """`label` holds one class for each example of a batch, or is None where a model has no classes.
+
+    Raises:
+        TypeError: not an integer tensor.
+        ValueError: missing, not asked for, of the wrong shape, or out of range.
+    """
+    if classes is None:
+        if label is not None:
+            raise ValueError("label must be None: this model has no classes")
+        return
+    allowed = f"an integer tensor of shape ({batch},) from 0 to {classes - 1}"
+    if label is None:
+        raise ValueError(f"label must be {allowed}, got None")
+    if not isinstance(label, Tensor) or label.dtype not in (torch.int32, torch.int64):
+        raise TypeError(f"label must be {allowed}, got {getattr(label, 'dtype', type(label).__name__)}")
+    if tuple(label.shape) != (batch,):
+        raise ValueError(f"label must be {allowed}, got shape {tuple(label.shape)}")
+    wrong = (label < 0) | (label >= classes)
+    if wrong.any():
+        raise ValueError(f"label must be {allowed}, got {int(label[wrong][0])}")

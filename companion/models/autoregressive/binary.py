@@ -1,6 +1,7 @@
 """What autoregressive models of binary pixels share: p(x) = Π_d p(x_d|x_<d), every factor a Bernoulli by its logit."""
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any, Self
 
@@ -11,10 +12,10 @@ from torch import Tensor, nn
 
 from companion.models.generative_problem import IndependentPixels
 from companion.models.questions import Loss
-from companion.validate import require_binary, require_events, require_positive_int
+from companion.validate import require_binary, require_events, require_label, require_positive_int
 
 
-class BinaryAutoregressive(nn.Module):
+class BinaryAutoregressive(nn.Module, ABC):
     """An equal mixture of products of conditionals that share their parameters; most often of one product alone.
 
     A model adds the components of its mixture, such as the orders in which it may take the pixels, the logits of
@@ -38,15 +39,15 @@ class BinaryAutoregressive(nn.Module):
     def _components(self) -> Sequence[Any]:
         return (0,)
 
+    @abstractmethod
     def _logits(self, x: Float[Tensor, "batch pixels"], label: Tensor | None, component: Any) -> Tensor:
         """(batch, pixels): the logit of each pixel, given those before it."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _draw(
         self, thresholds: Float[Tensor, "batch pixels"], label: Tensor | None, component: Any
     ) -> tuple[Tensor, Tensor]:
         """Pixels that are 1 where the logit is above its threshold, and their logits, both (batch, pixels)."""
-        raise NotImplementedError
 
     @torch.no_grad()
     def initialise(self, x: Float[Tensor, " batch *event"]) -> Self:
@@ -78,7 +79,7 @@ class BinaryAutoregressive(nn.Module):
     ) -> Float[Tensor, " n *event"]:
         """One pixel after the other; what does not change from one to the next is kept."""
         require_positive_int(n, "n")
-        self._require_label(label, n)
+        require_label(label, self.classes, n)
         like = {"generator": generator, "device": self.bias.device}
         which = torch.randint(len(self._components()), (n,), **like)
         return self._sample(torch.rand(n, self.pixels, dtype=self.bias.dtype, **like), label, which)
@@ -110,23 +111,7 @@ class BinaryAutoregressive(nn.Module):
     def _require(self, x: Tensor, label: Tensor | None) -> None:
         require_events(x, self.event_shape)
         require_binary(x)
-        self._require_label(label, len(x))
-
-    def _require_label(self, label: Tensor | None, batch: int) -> None:
-        if self.classes is None:
-            if label is not None:
-                raise ValueError("label must be None: this model has no classes")
-            return
-        allowed = f"an integer tensor of shape ({batch},) from 0 to {self.classes - 1}"
-        if label is None:
-            raise ValueError(f"label must be {allowed}, got None")
-        if not isinstance(label, Tensor) or label.dtype not in (torch.int32, torch.int64):
-            raise TypeError(f"label must be {allowed}, got {getattr(label, 'dtype', type(label).__name__)}")
-        if tuple(label.shape) != (batch,):
-            raise ValueError(f"label must be {allowed}, got shape {tuple(label.shape)}")
-        wrong = (label < 0) | (label >= self.classes)
-        if wrong.any():
-            raise ValueError(f"label must be {allowed}, got {int(label[wrong][0])}")
+        require_label(label, self.classes, len(x))
 
 
 def bernoulli_log_likelihood(x: Float[Tensor, "*shape"], logits: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:

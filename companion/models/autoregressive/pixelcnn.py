@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from companion.models.questions import Loss
 from companion.nets.masked_conv import MaskedConv2d, RowCache, VerticalConv2d
-from companion.validate import require_binary, require_events, require_positive_int
+from companion.validate import require_binary, require_events, require_label, require_positive_int
 
 Output = Literal["bernoulli", "categorical", "logistic"]
 
@@ -88,7 +88,7 @@ class PixelCNN(nn.Module):
         """
         require_events(x, self.event_shape)
         self.output.require(x)
-        self._require_label(label, len(x))
+        require_label(label, self.classes, len(x))
         # Under autocast the network answers in bfloat16; the probabilities are computed in the type of x.
         return self.stack(x, label).to(x.dtype)
 
@@ -118,7 +118,7 @@ class PixelCNN(nn.Module):
         Raises ValueError or TypeError for a label as `log_prob` does.
         """
         require_positive_int(n, "n")
-        self._require_label(label, n)
+        require_label(label, self.classes, n)
         like = next(self.parameters())
         _, height, width = self.event_shape
         uniforms = torch.rand(
@@ -144,22 +144,6 @@ class PixelCNN(nn.Module):
 
     def _log_prob(self, x: Tensor, label: Tensor | None) -> Float[Tensor, " batch"]:
         return self.output.log_prob(self(x, label), x).flatten(1).sum(1)
-
-    def _require_label(self, label: Tensor | None, batch: int) -> None:
-        if self.classes is None:
-            if label is not None:
-                raise ValueError("label must be None: this model has no classes")
-            return
-        allowed = f"an integer tensor of shape ({batch},) from 0 to {self.classes - 1}"
-        if label is None:
-            raise ValueError(f"label must be {allowed}, got None")
-        if not isinstance(label, Tensor) or label.dtype not in (torch.int32, torch.int64):
-            raise TypeError(f"label must be {allowed}, got {getattr(label, 'dtype', type(label).__name__)}")
-        if tuple(label.shape) != (batch,):
-            raise ValueError(f"label must be {allowed}, got shape {tuple(label.shape)}")
-        wrong = (label < 0) | (label >= self.classes)
-        if wrong.any():
-            raise ValueError(f"label must be {allowed}, got {int(label[wrong][0])}")
 
 
 # The networks. Each can answer for whole images, or, with its cache, pixel by pixel.
