@@ -100,7 +100,9 @@ class Ledger(SphinxDirective):
         for chapter in dict.fromkeys(check["chapter"] for check in checks):
             page = next((d for d in sorted(self.env.found_docs) if d.endswith(f"_{chapter}")), None)
             section = nodes.section(ids=[f"chapter-{chapter}"])
-            section += nodes.title(text=chapter.replace("_", " ").capitalize())
+            # A short name is an acronym: VAE, GAN.
+            title = chapter.upper() if len(chapter) <= 4 else chapter.replace("_", " ").capitalize()
+            section += nodes.title(text=title)
             for check in (check for check in checks if check["chapter"] == chapter):
                 section += self.entry(check, page)
             output.append(section)
