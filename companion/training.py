@@ -25,7 +25,9 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from companion.models.questions import Game, Learner, Player
 from companion.validate import require_positive_int
 
-Batches = Callable[[int, torch.Generator], Tensor]
+# Examples x, or x and their labels.
+Examples = Tensor | tuple[Tensor, Tensor]
+Batches = Callable[[int, torch.Generator], Examples]
 
 CHECKPOINT = "checkpoint.safetensors"
 
@@ -116,10 +118,10 @@ class Fit:
 
 def fit(
     model: nn.Module,
-    data: Tensor | Batches,
+    data: Examples | Batches,
     settings: Settings,
     *,
-    validation: Tensor | None = None,
+    validation: Examples | None = None,
     folder: Path | str | None = None,
     device: str | None = None,
     progress: bool = True,
@@ -133,9 +135,10 @@ def fit(
         model: has `loss(x) -> Loss`, or `players() -> {name: Player}`, each with an optimiser of its own. In a step
             one player after the other makes its `updates`, the first of them on the step's batch, which is the same
             for all players, and each further one on a fresh batch.
-        data: (n, *event_shape), of which each batch is an independent uniform draw with replacement; or
-            `batch(n, generator)`, which draws n examples with that generator, a CPU one.
-        validation: (n, *event_shape), whose mean loss is measured with the same noise each time. It is
+        data: (n, *event_shape), of which each batch is an independent uniform draw with replacement; or a pair of
+            such examples and their labels (n, ...), for a model with `loss(x, label)`; or `batch(n, generator)`,
+            which draws n examples, or such a pair, with that generator, a CPU one.
+        validation: as data, but no function, whose mean loss is measured with the same noise each time. It is
             measured in full precision, with the averaged weights where there are any.
         folder: where to keep a checkpoint. If there is one, training goes on from it, bit for bit as if it had
             never stopped; it must come from the same settings, model and device, and the data must be the same.
@@ -178,11 +181,11 @@ def load_model(model: nn.Module, path: Path | str) -> dict[str, str]:
 class _Run:
     """The state of a training, and the steps that change it."""
 
-    def __init__(self, model: nn.Module, data: Tensor | Batches, settings: Settings, validation, accelerator):
+    def __init__(self, model: nn.Module, data: Examples | Batches, settings: Settings, validation, accelerator):
         self.model, self.settings, self.accelerator = model, settings, accelerator
         self.device, self.share = accelerator.device, settings.batch_size // accelerator.num_processes
-        self.data = data.to(self.device) if isinstance(data, Tensor) else data
-        self.validation = None if validation is None else validation.to(self.device)
+        self.data = data if callable(data) else _tensors(data, self.device)
+        self.validation = None if validation is None else _tensors(validation, self.device)
         if accelerator.num_processes > 1:
             from accelerate.utils import broadcast
 
@@ -238,11 +241,11 @@ class _Run:
     def _advance(self) -> dict[str, float]:
         """The updates of every player, and what is due after them. Returns the step's row, logged or not."""
         settings = self.settings
-        x = self._batch()
+        batch = self._batch()
         row = {"step": self.step + 1}
         for name, player in self.players.items():
             for i in range(player.updates):
-                last_update = self._update(name, x if i == 0 else self._batch())
+                last_update = self._update(name, batch if i == 0 else self._batch())
             row |= last_update
         self.step += 1
         if self.average is not None:
@@ -260,24 +263,28 @@ class _Run:
             self.history.append(row)
         return row
 
-    def _batch(self) -> Tensor:
-        """This process's share of the global batch, which all of them draw alike."""
+    def _batch(self) -> tuple[Tensor, ...]:
+        """This process's share of the global batch, which all draw alike: x, and the labels if there are any."""
         n, start = self.settings.batch_size, self.accelerator.process_index * self.share
         mine = slice(start, start + self.share)
-        if isinstance(self.data, Tensor):
-            return self.data[torch.randint(len(self.data), (n,), generator=self.order)[mine].to(self.device)]
-        x = self.data(n, self.order)
-        if not isinstance(x, Tensor) or x.ndim == 0 or len(x) != n:
-            found = f"shape {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
-            raise ValueError(f"data({n}, generator) must return a tensor of {n} examples, got {found}")
-        return x[mine].to(self.device)
+        if not callable(self.data):
+            drawn = torch.randint(len(self.data[0]), (n,), generator=self.order)[mine].to(self.device)
+            return tuple(tensor[drawn] for tensor in self.data)
+        batch = self.data(n, self.order)
+        found = [f"shape {tuple(t.shape)}" if isinstance(t, Tensor) else type(t).__name__ for t in _parts(batch)]
+        if not all(isinstance(t, Tensor) and t.ndim and len(t) == n for t in _parts(batch)) or len(found) > 2:
+            raise ValueError(
+                f"data({n}, generator) must return a tensor of {n} examples, or a pair of such tensors, "
+                f"got {', '.join(found)}"
+            )
+        return tuple(tensor[mine] for tensor in _tensors(batch, self.device))
 
-    def _update(self, name: str, x: Tensor) -> dict[str, float]:
+    def _update(self, name: str, batch: tuple[Tensor, ...]) -> dict[str, float]:
         """One optimiser step of a player. Returns its terms for the history."""
         (parameters, loss, _), optimiser = self.players[name], self.optimisers[name]
         prefix = f"{name} " if len(self.players) > 1 else ""
         with self.accelerator.autocast():
-            value, parts, _ = loss(x)
+            value, parts, _ = loss(*batch)
         terms = {"loss": value} | parts
         means = self._mean(torch.stack([term.detach().mean() for term in terms.values()]))
         optimiser.zero_grad()
@@ -302,10 +309,10 @@ class _Run:
         with self._averaged(), torch.random.fork_rng(_cuda(self.device)):
             torch.manual_seed(_stream(self.settings.seed, 1))
             self.model.eval()
-            batches = self.validation.split(self.settings.batch_size)
-            total = torch.stack([self.model.loss(x).value.sum() for x in batches]).sum()
+            batches = zip(*(tensor.split(self.settings.batch_size) for tensor in self.validation), strict=True)
+            total = torch.stack([self.model.loss(*batch).value.sum() for batch in batches]).sum()
             self.model.train()
-            value = self._mean(total / len(self.validation)).item()
+            value = self._mean(total / len(self.validation[0])).item()
             self._require_finite({"validation loss": value}, self.step)
             self.waited += 1
             if value < self.best:
@@ -347,7 +354,7 @@ class _Run:
             "players": {name: player.updates for name, player in self.players.items()},
             "device": self.device.type,
             "processes": self.accelerator.num_processes,
-            "validation": None if self.validation is None else self.validation.shape,
+            "validation": None if self.validation is None else self.validation[0].shape,
         }
         return json.loads(json.dumps(identity))
 
@@ -430,16 +437,21 @@ def _accelerator(model: nn.Module, settings: Settings, device: str | None):
 
 
 def _require(model, data, settings: Settings, validation, processes: int) -> None:
-    for name, x in (("data", data), ("validation", validation)):
-        if isinstance(x, Tensor):
-            if not x.is_floating_point():
-                raise TypeError(f"{name} must have a floating dtype, got {x.dtype}")
-            if x.ndim == 0 or len(x) == 0:
-                raise ValueError(f"{name} must hold at least one example, got shape {tuple(x.shape)}")
-    if not isinstance(data, Tensor) and not callable(data):
-        raise TypeError(f"data must be a tensor or a function batch(n, generator), got {type(data).__name__}")
-    if validation is not None and not isinstance(validation, Tensor):
-        raise TypeError(f"validation must be a tensor, got {type(validation).__name__}")
+    for name, examples in (("data", data), ("validation", validation)):
+        if examples is None or (name == "data" and callable(examples)):
+            continue
+        parts = _parts(examples)
+        if not 1 <= len(parts) <= 2 or not all(isinstance(part, Tensor) for part in parts):
+            function = " or a function batch(n, generator)" if name == "data" else ""
+            found = ", ".join(type(part).__name__ for part in parts)
+            raise TypeError(f"{name} must be a tensor or a pair of tensors{function}, got {found}")
+        x = parts[0]
+        if not x.is_floating_point():
+            raise TypeError(f"{name} must have a floating dtype, got {x.dtype}")
+        if x.ndim == 0 or len(x) == 0:
+            raise ValueError(f"{name} must hold at least one example, got shape {tuple(x.shape)}")
+        if len(parts) == 2 and (parts[1].ndim == 0 or len(parts[1]) != len(x)):
+            raise ValueError(f"{name} has {len(x)} examples, but labels of shape {tuple(parts[1].shape)}")
     if (validation is None) != (settings.validate_every is None):
         given = "no validation data" if validation is None else "validation data"
         raise ValueError(f"validate_every is {settings.validate_every}, but there is {given}; give both or neither")
@@ -447,6 +459,14 @@ def _require(model, data, settings: Settings, validation, processes: int) -> Non
         raise TypeError(f"{type(model).__name__} has no method loss(x), which training and validation minimise")
     if settings.batch_size % processes:
         raise ValueError(f"batch_size must divide by the number of processes, {processes}, got {settings.batch_size}")
+
+
+def _parts(examples: Examples) -> tuple[Tensor, ...]:
+    return examples if isinstance(examples, tuple) else (examples,)
+
+
+def _tensors(examples: Examples, device: torch.device) -> tuple[Tensor, ...]:
+    return tuple(part.to(device) for part in _parts(examples))
 
 
 def _players(model: nn.Module) -> dict[str, Player]:

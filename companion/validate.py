@@ -39,6 +39,12 @@ def require_positive_int(value: int, name: str) -> None:
         raise ValueError(f"{name} must be a positive integer, got {value!r}")
 
 
+def require_rows(rows: int, height: int) -> None:
+    """`rows` is a number of rows of an image of this height, 0 included."""
+    if isinstance(rows, bool) or not isinstance(rows, int) or not 0 <= rows <= height:
+        raise ValueError(f"rows must be an integer from 0 to {height}, got {rows!r}")
+
+
 def require_label(label: Tensor | None, classes: int | None, batch: int) -> None:
     """`label` holds one class for each example of a batch, or is None where a model has no classes.
 

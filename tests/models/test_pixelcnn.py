@@ -13,7 +13,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from companion.conformance import autoregressive, normalised_by_enumeration, sampler_agrees, sampler_repeatable
 from companion.data import load
-from companion.models.autoregressive.pixelcnn import LogisticOutput, PixelCNN
+from companion.models.autoregressive import PixelCNN
+from companion.models.autoregressive.outputs import LogisticOutput
 from companion.models.questions import Density, Learner, Sampler
 from companion.nets.masked_conv import MaskedConv2d, VerticalConv2d
 

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -682,16 +683,67 @@ def test_settings_say_what_is_wrong(arguments, message):
     [
         ({"data": X.long()}, TypeError, "data must have a floating dtype, got torch.int64"),
         ({"data": X[:0]}, ValueError, r"data must hold at least one example, got shape \(0, 3\)"),
-        ({"data": [1, 2]}, TypeError, "data must be a tensor or a function .* got list"),
-        ({"data": lambda n, g: X[: n - 1]}, ValueError, r"must return a tensor of 8 examples, got shape \(7, 3\)"),
+        ({"data": [1, 2]}, TypeError, "data must be a tensor or a pair of tensors or a function .* got list"),
+        ({"data": lambda n, g: X[: n - 1]}, ValueError, r"a tensor of 8 examples, .*, got shape \(7, 3\)"),
+        (
+            {"data": lambda n, g: (X[:n], X[: n + 1])},
+            ValueError,
+            r"got shape \(8, 3\), shape \(9, 3\)",
+        ),
+        ({"data": (X, X, X)}, TypeError, "data must be a tensor or a pair .* got Tensor, Tensor, Tensor"),
+        ({"data": (X, X[1:, 0])}, ValueError, r"data has 60 examples, but labels of shape \(59,\)"),
         ({"validation": X}, ValueError, "validate_every is None, but there is validation data"),
-        ({"validation": [1]}, TypeError, "validation must be a tensor, got list"),
+        ({"validation": [1]}, TypeError, "validation must be a tensor or a pair of tensors, got list"),
         ({"device": "tpu"}, ValueError, "device must be 'cpu' or 'cuda', got 'tpu'"),
     ],
 )
 def test_fit_says_what_is_wrong(arguments, error, message):
     with pytest.raises(error, match=message):
         train(Toy(), Settings(steps=1, batch_size=8), **arguments)
+
+
+class Means(nn.Module):
+    """A mean for each class."""
+
+    def __init__(self):
+        super().__init__()
+        self.means = nn.Parameter(torch.zeros(3, 3))
+
+    def loss(self, x, label):
+        return Loss((x - self.means[label]).square().sum(1), {}, "squared error")
+
+
+def test_labels_reach_the_loss_with_their_examples(tmp_path):
+    label = torch.arange(60) % 3
+    held_out, theirs = X[:20] + 1, label[:20].flip(0)
+    settings = Settings(steps=1500, batch_size=20, learning_rate=0.02, ema_decay=0.997, validate_every=500)
+    model = Means()
+    done = train(model, settings, data=(X, label), validation=(held_out, theirs))
+    expected = torch.stack([X[label == k].mean(0) for k in range(3)])
+    # Gradients of random batches: the averaged weights still move by some hundredths.
+    torch.testing.assert_close(model.means.detach(), expected, atol=0.05, rtol=0)
+    by_hand = (held_out - model.means[theirs]).square().sum(1).mean().item()
+    assert done.history[-1]["validation"] == pytest.approx(by_hand, rel=1e-5)
+
+    # A function that draws the same pairs, and a run that stops half-way, give the same weights.
+    def draw(n, generator):
+        chosen = torch.randint(60, (n,), generator=generator)
+        return X[chosen], label[chosen]
+
+    same, halves = Means(), Means()
+    train(same, settings, data=draw, validation=(held_out, theirs))
+    assert torch.equal(weights(same), weights(model))
+    interrupted = iter(range(700))
+
+    def failing(n, generator):
+        next(interrupted)
+        return draw(n, generator)
+
+    kept = replace(settings, checkpoint_every=500)
+    with pytest.raises(StopIteration):
+        train(halves, kept, data=failing, validation=(held_out, theirs), folder=tmp_path)
+    train(halves, kept, data=(X, label), validation=(held_out, theirs), folder=tmp_path)
+    assert torch.equal(weights(halves), weights(model))
 
 
 def test_models_that_cannot_be_trained_are_refused():
