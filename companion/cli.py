@@ -70,7 +70,7 @@ def train(
 
     from companion import __version__
     from companion.models.questions import Learner
-    from companion.presets import find, fixed, splits, training_data
+    from companion.presets import examples, find, splits, start, training_data
     from companion.training import fit, save_model
 
     chosen = find(name, preset)
@@ -81,18 +81,18 @@ def train(
     print(f"{name}, {preset}: {chosen.about}")
     images, held_out, _ = splits(data)
     # A game has no loss of the whole that could be validated.
-    validation = None if settings.validate_every is None else fixed(held_out, chosen.binarised)
-    start = time.perf_counter()
+    validation = None if settings.validate_every is None else examples(held_out, chosen)
+    began = time.perf_counter()
     torch.manual_seed(seed)
     fitted = fit(
-        chosen.make(),
-        training_data(images, chosen.binarised),
+        start(chosen.make(), images, chosen.binarised),
+        training_data(images, chosen.binarised, chosen.labelled),
         settings,
         validation=validation,
         folder=folder,
         device=device,
     )
-    seconds = time.perf_counter() - start
+    seconds = time.perf_counter() - began
     model, last = fitted.model.cpu(), fitted.history[-1]
     save_model(model, folder / MODEL, {"name": name, "preset": preset, "data": data, "version": __version__})
     _write_json(folder / HISTORY, fitted.history)
@@ -102,7 +102,7 @@ def train(
         best = next(row for row in fitted.history if row["step"] == fitted.best_step)
         losses = (
             f"training loss {last['loss']:.2f}, lowest validation loss {best['validation']:.2f} at step "
-            f"{fitted.best_step} ({model.loss(validation[:1]).unit})"
+            f"{fitted.best_step} ({model.loss(*(part[:1] for part in validation)).unit})"
         )
     print(f"trained for {last['step']} steps, {seconds:.1f} s in this run: {losses}")
     if settings.patience is not None:
@@ -113,7 +113,9 @@ def train(
 
 
 @_command
-def sample(folder: Folder, n: int = 64, out: Path = Path("samples.png"), seed: int = 0) -> int:
+def sample(
+    folder: Folder, n: int = 64, out: Path = Path("samples.png"), seed: int = 0, label: int | None = None
+) -> int:
     """Draw images from a trained model into a picture.
 
     Args:
@@ -121,6 +123,7 @@ def sample(folder: Folder, n: int = 64, out: Path = Path("samples.png"), seed: i
         n: how many images.
         out: the picture, a PNG file.
         seed: of the draw.
+        label: the class of all of them, for a model that is given one; the classes in turn if not given.
     """
     import torch
     from matplotlib.image import imsave
@@ -129,11 +132,18 @@ def sample(folder: Folder, n: int = 64, out: Path = Path("samples.png"), seed: i
     from companion.validate import require_positive_int
 
     require_positive_int(n, "n")
-    model, config, _ = _trained(folder)
+    model, config, preset = _trained(folder)
     if not isinstance(model, Sampler):
         raise ValueError(f"{config['name']} cannot draw images: it has no distribution over them")
     columns = math.ceil(math.sqrt(n))
-    images = model.sample(n, generator=torch.Generator().manual_seed(seed))[:, 0]
+    generator = torch.Generator().manual_seed(seed)
+    if preset.labelled:
+        labels = torch.arange(n) % model.classes if label is None else torch.full((n,), label)
+        images = model.sample(n, generator, labels)[:, 0]
+    elif label is None:
+        images = model.sample(n, generator)[:, 0]
+    else:
+        raise ValueError(f"label must not be given: {config['name']} has no classes")
     rows = math.ceil(n / columns)
     height, width = images.shape[1:]
     blank = images.new_zeros(rows * columns - n, height, width)
@@ -170,7 +180,7 @@ def evaluate(
 
     from companion.models import IndependentPixels
     from companion.models.questions import Bound, Density, Learner
-    from companion.presets import fixed, splits
+    from companion.presets import examples, fixed, splits
     from companion.validate import require_positive_int
 
     require_positive_int(importance_samples, "importance_samples")
@@ -182,29 +192,30 @@ def evaluate(
         )
     data, device = data or config["data"], _device(device)
     train_images, _, test_images = splits(data)
-    model, x = model.to(device), fixed(test_images, preset.binarised).to(device)
+    model, (x, *labels) = model.to(device), (part.to(device) for part in examples(test_images, preset))
 
-    def measured(answer: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
+    def measured(answer: Callable[..., torch.Tensor], *inputs: torch.Tensor) -> torch.Tensor:
         """One number for each image, a hundred images at a time."""
         torch.manual_seed(seed)
         with torch.no_grad():
-            return torch.cat([answer(part) for part in x.split(100)]).double().cpu()
+            parts = zip(*(tensor.split(100) for tensor in inputs), strict=True)
+            return torch.cat([answer(*part) for part in parts]).double().cpu()
 
     values = {}
     if isinstance(model, Density):
-        values["-log p(x), exact"] = -measured(model.log_prob)
+        values["-log p(x), exact"] = -measured(model.log_prob, x, *labels)
     elif isinstance(model, Bound):
-        values["-ELBO"] = -measured(model.elbo)
+        values["-ELBO"] = -measured(model.elbo, x, *labels)
     else:
-        values["loss"] = measured(lambda part: model.loss(part).value)
-    unit = "nats" if isinstance(model, Density | Bound) else model.loss(x[:1]).unit
+        values["loss"] = measured(lambda *part: model.loss(*part).value, x, *labels)
+    unit = "nats" if isinstance(model, Density | Bound) else model.loss(x[:1], *(part[:1] for part in labels)).unit
     if hasattr(model, "importance_bound"):
-        bound = measured(lambda part: model.importance_bound(part, importance_samples))
+        bound = measured(lambda part: model.importance_bound(part, importance_samples), x)
         values[f"-importance-weighted bound, K = {importance_samples}"] = -bound
     if unit == "nats" and preset.binarised != "no":
         best = list(values)[-1]
         floor = IndependentPixels(x.shape[1:]).fit(fixed(train_images, preset.binarised)).to(device)
-        values["independent pixels"] = -measured(floor.log_prob)
+        values["independent pixels"] = -measured(floor.log_prob, x)
         values[f"({best}) - (independent pixels), paired"] = values[best] - values["independent pixels"]
     rows = [
         {"quantity": name, "mean": v.mean().item(), "standard_error": (v.std() / len(v) ** 0.5).item(), "unit": unit}

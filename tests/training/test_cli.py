@@ -9,6 +9,7 @@ from safetensors.torch import load_file
 
 from companion import cli, experiments
 from companion.models import IndependentPixels, Loss, Player
+from companion.models.autoregressive import FVSBN
 from companion.presets import PRESETS, Preset, find, fixed, splits
 from companion.training import Settings, load_model
 
@@ -109,6 +110,29 @@ def test_evaluation_is_right(companion, tmp_path):
         assert row["mean"] == pytest.approx(values.mean().item(), rel=1e-5)
         assert row["standard_error"] == pytest.approx(values.std().item() / 1000**0.5, rel=1e-4)
         assert row["unit"] == "nats"
+
+
+def test_labels_from_training_to_samples(companion, tmp_path, monkeypatch):
+    settings = Settings(steps=30, batch_size=50, learning_rate=0.05, validate_every=10)
+    preset = Preset("Ten.", lambda: FVSBN(classes=10), settings, "mnist6k", "static", labelled=True)
+    monkeypatch.setitem(PRESETS, "ten", {"quick": preset})
+    code, out, err = companion("train ten --device cpu")
+    assert code == 0 and "(nats)" in out, err
+    assert companion("evaluate runs/ten --device cpu")[0] == 0
+    row = json.loads((tmp_path / "runs" / "ten" / "evaluation.json").read_text())["rows"][0]
+    model, test = preset.make(), splits("mnist6k")[2]
+    load_model(model, tmp_path / "runs" / "ten" / "model.safetensors")
+    with torch.no_grad():
+        right, wrong = (-model.log_prob(fixed(test, "static"), y).mean().item() for y in (test.labels, 9 - test.labels))
+    assert row["mean"] == pytest.approx(right, rel=1e-5) and right < wrong - 5
+    # In turn, or all alike.
+    for line, labels in (("", torch.arange(4)), (" --label 7", torch.full((4,), 7))):
+        assert companion(f"sample runs/ten --n 4{line}")[0] == 0
+        picture = torch.from_numpy(imread(tmp_path / "samples.png")[::3, ::3, 0]).unfold(0, 28, 28).unfold(1, 28, 28)
+        expected = model.sample(4, torch.Generator().manual_seed(0), labels)
+        assert torch.equal(1 - picture.reshape(4, 1, 28, 28).round(), expected)
+    code, _, err = companion("sample runs/ten --n 4 --label 10")
+    assert code == 2 and "from 0 to 9, got 10" in err
 
 
 def test_same_command_goes_on_and_another_is_refused(companion, tmp_path):

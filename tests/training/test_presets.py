@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from companion.data import IMAGES, Images, load
-from companion.presets import HELD_OUT, PRESETS, find, fixed, splits, training_data
+from companion.presets import HELD_OUT, PRESETS, examples, find, fixed, splits, start, training_data
 from companion.training import fit
 
 ALL = [(name, preset) for name, presets in PRESETS.items() for preset in presets]
@@ -15,12 +15,12 @@ def test_two_steps_of_each(name, kind):
     """On the embedded digits, whatever the preset's own data."""
     preset = find(name, kind)
     train, validation, _ = splits("mnist6k")
-    settings = replace(preset.settings, steps=2, batch_size=32)
+    settings = replace(preset.settings, steps=2, batch_size=16)
     fitted = fit(
-        preset.make(),
-        training_data(train, preset.binarised),
+        start(preset.make(), train, preset.binarised),
+        training_data(train, preset.binarised, preset.labelled),
         settings,
-        validation=fixed(validation, preset.binarised)[:100] if settings.validate_every else None,
+        validation=tuple(part[:20] for part in examples(validation, preset)) if settings.validate_every else None,
         progress=False,
     )
     assert fitted.history[-1]["step"] == 2 and fitted.best_step == (2 if settings.validate_every else None)
@@ -52,6 +52,29 @@ def test_binarisation():
     assert ((draws == 0) | (draws == 1)).all()
     error = (draws.mean(0) - one.intensities()[0]).abs()
     assert error.max() < 5 * 0.5 / 4000**0.5
+
+
+def test_labels_come_with_their_images():
+    images = load("mnist6k", "validation")
+    x, labels = training_data(images, "static", labelled=True)
+    assert torch.equal(x, fixed(images, "static")) and torch.equal(labels, images.labels)
+    # One image of each class, without shades of grey, so that each draw shows which image it is of.
+    chosen = torch.stack([(images.labels == k).nonzero()[0, 0] for k in range(10)])
+    plain = Images("mnist6k", "validation", 255 * (images.pixels[chosen] > 127).to(torch.uint8), images.labels[chosen])
+    x, labels = training_data(plain, "dynamic", labelled=True)(200, torch.Generator().manual_seed(0))
+    assert torch.equal(x, plain.intensities()[labels]) and len(labels.unique()) == 10
+    preset = find("conditional_pixelcnn", "quick")
+    assert [len(part) for part in examples(images, preset)] == [len(images)] * 2
+    assert len(examples(images, find("made", "quick"))) == 1
+
+
+def test_models_start_at_the_frequencies_of_the_pixels_where_they_can():
+    images = load("mnist6k")
+    model = start(find("fvsbn", "quick").make(), images, "static")
+    frequency = (fixed(images, "static").sum(0) + 1) / (len(images) + 2)
+    torch.testing.assert_close(model.bias.sigmoid().detach(), frequency.flatten(), atol=1e-5, rtol=0)
+    vae = find("vae", "quick").make()
+    assert start(vae, images, "static") is vae
 
 
 def test_full_sets_hold_out_the_last_training_images(monkeypatch):
