@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from companion.conformance.faults import name_fault
@@ -61,29 +61,40 @@ def autoregressive(
     conditional_parameters: Callable[[Tensor], Tensor],
     x: Float[Tensor, " batch *event"],
     order: Sequence[int] | None = None,
+    sees: Bool[Tensor, "dims dims"] | None = None,
 ) -> Outcome:
     """Output i depends on x_j for j before i only, and every x_j but the last reaches some later output.
 
     Dependence is looked for twice, by gradient and by changing one x_j at a time: a gradient misses hard
     decisions, a single change misses saturated units.
 
+    With `sees`, an expected receptive field, output i depends on exactly the x_j of this field. A convolution that is
+    a step too short still passes for autoregressive; its field says so. Give several random x: a connection counts
+    as there if it shows at any of them, by either route, and one that is dead at all of them as missing.
+
     Args:
         conditional_parameters: maps x to (batch, *event, ...): any number of parameters for each dimension,
             the event flattened row by row.
         order: order[k] is the dimension that comes k-th; 0, 1, 2, … where None.
+        sees: [i, j] is True where output i should depend on x_j, False where it should not; of dimensions numbered
+            row by row, whatever the order. None asks only that every x_j but the last reach some later output.
 
-    Raises ValueError when order is no permutation of the dimensions.
+    Raises:
+        TypeError: sees is no bool tensor.
+        ValueError: order is no permutation of the dimensions; sees has another shape than (dims, dims), or has an
+            output depend on what does not come before it.
     """
     dims = x[0].numel()
     order = list(range(dims)) if order is None else [int(d) for d in order]
     if sorted(order) != list(range(dims)):
         raise ValueError(f"order must be a permutation of 0 to {dims - 1}, got {order}")
+    rank = torch.tensor(order).argsort()
+    earlier = rank[None, :] < rank[:, None]  # [i, j]: x_j comes before output i
+    if sees is not None:
+        _require_field(sees, earlier)
     if dims < 2:
         raise Undecided("one dimension has no order")
     by_gradient, by_change = _by_gradient(conditional_parameters, x).cpu(), _by_change(conditional_parameters, x).cpu()
-    rank = torch.empty(dims, dtype=torch.long)
-    rank[torch.tensor(order)] = torch.arange(dims)
-    earlier = rank[None, :] < rank[:, None]  # [i, j]: x_j comes before output i
     depends = by_gradient | by_change
     forbidden = depends & ~earlier
     if forbidden.any():
@@ -95,6 +106,15 @@ def autoregressive(
         elif not (depends & ~earlier.T).any():
             text += "; the order is reversed"
         raise Fault(text)
+    if sees is not None:
+        wrong = (depends != sees.cpu()).nonzero().tolist()
+        if wrong:
+            i, j = wrong[0]
+            text = (
+                f"output {i} depends on x_{j}, outside of" if depends[i, j] else f"output {i} misses x_{j}, inside of"
+            )
+            raise Fault(f"{text} the field that it should see; {len(wrong)} pairs are wrong")
+        return Outcome("", True, 0.0, 0.0, f"{dims} dimensions and their field by gradient and perturbation")
     blind = [j for j in order[:-1] if not depends[:, j].any()]
     if blind:
         text = f"no later output depends on x_{blind[0]}"
@@ -104,6 +124,18 @@ def autoregressive(
             text += ", nor on any other input: all outputs are constant"
         raise Fault(text)
     return Outcome("", True, 0.0, 0.0, f"{dims} dimensions by gradient and perturbation")
+
+
+def _require_field(sees: Tensor, earlier: Tensor) -> None:
+    dims = len(earlier)
+    if not isinstance(sees, Tensor) or sees.dtype != torch.bool:
+        raise TypeError(f"sees must be a bool tensor, got {getattr(sees, 'dtype', type(sees).__name__)}")
+    if sees.shape != earlier.shape:
+        raise ValueError(f"sees must have shape ({dims}, {dims}), got {tuple(sees.shape)}")
+    impossible = (sees.cpu() & ~earlier).nonzero()
+    if len(impossible):
+        i, j = impossible[0].tolist()
+        raise ValueError(f"sees must leave out what does not come before an output, got x_{j} for output {i}")
 
 
 @torch.enable_grad()

@@ -1,5 +1,6 @@
 """The models, one module for each chapter. `capability_table()` says what each of them can do."""
 
+from companion.models.autoregressive import FVSBN, MADE, NADE, CausalTransformer, PixelCNN, PixelRNN, WaveNet
 from companion.models.elbo import BernoulliMixture
 from companion.models.gan import GAN
 from companion.models.generative_problem import GaussianMixture, IndependentPixels, ProbabilisticPCA
@@ -7,7 +8,23 @@ from companion.models.hvae import HVAE
 from companion.models.questions import QUESTIONS, Loss, Player, answers
 from companion.models.vae import VAE, Autoencoder
 
-MODELS = (IndependentPixels, GaussianMixture, ProbabilisticPCA, BernoulliMixture, Autoencoder, VAE, HVAE, GAN)
+MODELS = (
+    IndependentPixels,
+    GaussianMixture,
+    ProbabilisticPCA,
+    BernoulliMixture,
+    Autoencoder,
+    VAE,
+    HVAE,
+    GAN,
+    FVSBN,
+    NADE,
+    MADE,
+    PixelRNN,
+    PixelCNN,
+    WaveNet,
+    CausalTransformer,
+)
 
 __all__ = [
     "MODELS",

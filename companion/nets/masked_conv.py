@@ -119,3 +119,32 @@ class RowCache:
 
     def __call__(self, j: int) -> Float[Tensor, "batch outputs"]:
         return torch.addmm(self.above[j], self.windows[j], self.own_weight)
+
+
+def pixel_head(features: int, outputs: int, groups: int) -> nn.Sequential:
+    """ReLU and a 1 × 1 convolution with mask B, twice: what is on top of every network of the paper (its table 1)."""
+    return nn.Sequential(
+        nn.ReLU(),
+        MaskedConv2d(features, features, 1, "B", groups),
+        nn.ReLU(),
+        MaskedConv2d(features, outputs, 1, "B", groups),
+    )
+
+
+def pixel_matrix(conv: MaskedConv2d) -> tuple[Float[Tensor, "inputs outputs"], Float[Tensor, " outputs"]]:
+    """A 1 × 1 convolution as the matrix and the bias that act on the features of one pixel."""
+    return (conv.weight * conv.mask)[:, :, 0, 0].T.contiguous(), conv.bias
+
+
+def head_matrices(head: nn.Sequential) -> list[tuple[Tensor, Tensor]]:
+    """A `pixel_head` for `apply_head`."""
+    return [pixel_matrix(head[1]), pixel_matrix(head[3])]
+
+
+def apply_head(
+    matrices: list[tuple[Tensor, Tensor]], h: Float[Tensor, "batch features"]
+) -> Float[Tensor, "batch outputs"]:
+    """A `pixel_head` on the features of one pixel."""
+    for matrix, bias in matrices:
+        h = torch.addmm(bias, h.relu(), matrix)
+    return h

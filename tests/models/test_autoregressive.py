@@ -241,12 +241,12 @@ def test_made_masks_are_exactly_by_degree(name):
         for below, layer, masked in zip(degrees, degrees[1:], model.layers, strict=False):
             assert min(below) <= min(layer) and max(layer) <= SIZE - 1
             for u, v in itertools.product(range(len(layer)), range(len(below))):
-                assert masked.mask[k, u, v].item() == (layer[u] >= below[v])
+                assert masked.mask(k)[u, v].item() == (layer[u] >= below[v])
         for d, u in itertools.product(range(SIZE), range(len(degrees[-1]))):
-            assert model.output.mask[k, d, u].item() == (degrees[0][d] > degrees[-1][u])
+            assert model.output.mask(k)[d, u].item() == (degrees[0][d] > degrees[-1][u])
         if model.direct is not None:
             for d, e in itertools.product(range(SIZE), repeat=2):
-                assert model.direct.mask[k, d, e].item() == (degrees[0][d] > degrees[0][e])
+                assert model.direct.mask(k)[d, e].item() == (degrees[0][d] > degrees[0][e])
 
 
 def test_made_degrees_are_uniform_and_differ_between_seeds():
@@ -311,7 +311,7 @@ def test_an_ensemble_is_the_mean_of_its_members_probabilities():
     for k, seed in enumerate((7, 1, 8, 2)):
         member = MADE((2, 3), (9, 8), masks=(seed,), shuffle=True, direct=True).double()
         member.load_state_dict(
-            {n: t[k : k + 1] if n.startswith("degrees") or "mask" in n else t for n, t in model.state_dict().items()}
+            {n: t[k : k + 1] if "inputs" in n or "outputs" in n else t for n, t in model.state_dict().items()}
         )
         fresh = MADE((2, 3), (9, 8), masks=(seed,), shuffle=True, direct=True)
         assert all(torch.equal(a, b) for a, b in zip(member.buffers(), fresh.buffers(), strict=True))
@@ -413,7 +413,7 @@ def test_masked_weights_get_no_gradient_and_keep_their_values():
         model.loss(binary(50)).value.mean().backward()
         for name, layer in model.named_modules():
             if isinstance(layer, MaskedLinear):
-                cut = ~layer.mask[0]
+                cut = ~layer.mask()
                 assert cut.any() and not layer.weight.grad[cut].any() and layer.weight.grad.any()
                 assert torch.equal(layer.weight, before[f"{name}.weight"]) and layer.weight[cut].all()
 
@@ -527,6 +527,154 @@ def test_an_ensemble_samples_all_of_its_members():
         ).raise_if_failed()
 
 
+# --- completing
+
+
+# name: a model of images of 2 × 3, each of whose components takes the first row first
+COMPLETING = {
+    **{name: MODELS[name] for name in ("fvsbn", "nade", "made", "made, three layers", "made, direct")},
+    "made, four masks": MODELS["made, four masks"],
+    "nade, an order within each row": lambda shape, classes: NADE(
+        shape, 7, classes, torch.tensor([[2, 0, 1, 5, 3, 4]])
+    ),
+    "eonade, orders within each row": lambda shape, classes: NADE(
+        shape, 7, classes, torch.tensor([[2, 0, 1, 5, 3, 4], [0, 1, 2, 3, 4, 5], [1, 2, 0, 4, 5, 3]]), orderless=True
+    ),
+}
+
+
+def build_completing(name, classes=None, shape=(2, 3), seed=0):
+    """As `build`, and with larger weights in mixtures, so that the given row tells the components apart."""
+    torch.manual_seed(seed)
+    model = COMPLETING[name](shape, classes).double()
+    with torch.no_grad():
+        for key, p in model.named_parameters():
+            scale = 2.5 / math.sqrt(p.shape[1]) if key == "out" or key.endswith(".weight") else 1.0
+            p.copy_(scale * torch.randn_like(p))
+            if len(model._components()) > 1 and ("bias" not in key or "label" in key):
+                p.mul_(3)
+    return model
+
+
+def rest_given(model, given, label=None):
+    """The states whose first row is that of `given`, and log p(rest|given) of each, from the table of all states."""
+    states = all_binary((2, 3), torch.float64)
+    table = model.log_prob(states, None if label is None else torch.full((len(states),), label)).detach()
+    same = (states[:, 0] == given[0]).all(1)
+    return states[same], table[same] - table[same].logsumexp(0)
+
+
+def follows(sample, states, logs):
+    index = lambda x: (x.flatten(1) @ 2.0 ** torch.arange(6).double()).long()  # noqa: E731
+    place = {int(i): k for k, i in enumerate(index(states))}
+    log_prob = lambda x: logs[torch.tensor([place[int(i)] for i in index(x)])]  # noqa: E731
+    return sampler_agrees(sample, log_prob, states=states, n=20_000)
+
+
+@pytest.mark.parametrize("name", COMPLETING)
+@pytest.mark.parametrize("row", [(1, 0, 1), (0, 0, 1), (1, 1, 0)])
+def test_completions_follow_the_conditional_of_the_rows_above(name, row):
+    model = build_completing(name)
+    given = torch.tensor([row, (1, 0, 0)], dtype=torch.float64)
+    generator = torch.Generator().manual_seed(0)
+    complete = lambda n: model.complete(given.expand(n, -1, -1), 1, generator)  # noqa: E731
+    assert (complete(50)[:, 0] == given[0]).all()
+    follows(complete, *rest_given(model, given)).raise_if_failed()
+
+
+@pytest.mark.parametrize("name", ["made, four masks", "eonade, orders within each row"])
+def test_a_component_chosen_without_a_look_at_the_rows_above_would_be_found(name):
+    model, given = build_completing(name), torch.tensor([(1, 0, 1), (1, 0, 0)], dtype=torch.float64)
+    states, logs = rest_given(model, given)
+    components = model._components()
+
+    def uniform(n):
+        which = torch.randint(len(components), (n,))
+        uniforms = torch.rand(n, SIZE, dtype=torch.float64)
+        uniforms[:, :3] = 1 - given[0]
+        return model._sample(uniforms, None, which)
+
+    torch.manual_seed(0)
+    assert follows(uniform, states, logs).passed is False
+
+
+@pytest.mark.parametrize("name", ["nade", "made", "made, four masks", "eonade, orders within each row"])
+def test_completions_of_a_class_follow_its_own_conditional(name):
+    model, given = build_completing(name, classes=3), torch.tensor([(0, 1, 1), (1, 0, 0)], dtype=torch.float64)
+    for k in (0, 2):
+        generator = torch.Generator().manual_seed(k)
+        complete = lambda n, k=k, generator=generator: model.complete(  # noqa: E731
+            given.expand(n, -1, -1), 1, generator, torch.full((n,), k)
+        )
+        follows(complete, *rest_given(model, given, k)).raise_if_failed()
+
+
+@pytest.mark.parametrize("name", COMPLETING)
+def test_completing_keeps_what_is_given_and_ignores_the_rest(name):
+    model, x = build_completing(name), binary(200)
+    seed = lambda: torch.Generator().manual_seed(4)  # noqa: E731
+    got = model.complete(x, 1, seed())
+    assert torch.equal(got[:, 0], x[:, 0]) and not torch.equal(got[:, 1], x[:, 1]) and not got.requires_grad
+    other = torch.stack([x[:, 0], 1 - x[:, 1]], 1)
+    assert torch.equal(model.complete(other, 1, seed()), got)
+    assert torch.equal(model.complete(x, 2), x)
+    assert torch.equal(model.complete(x, 0, seed()), model.sample(200, seed()))
+    # Thousands, of which rounded posteriors would send some to another component.
+    model, x = model.float(), x.float().repeat(25, 1, 1)
+    got = model.complete(x, 1, seed())
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(model.complete(x, 1, seed()), got)
+
+
+def test_a_component_with_the_rows_above_impossible_is_not_drawn():
+    """Two components, one certain of ones and the other of zeros; which is which depends on the label."""
+    model, label = MADE((1, 2, 2), (4,), classes=2, masks=(0, 1)).double(), torch.arange(100) % 2
+    sign, strength = torch.tensor([1.0, -1.0]).double(), torch.tensor([9.0, 9.0, 30.0, 30.0]).double()
+    model._logits = lambda x, label, which: sign[which] * sign[label][:, None] * strength
+    model._draw = lambda u, label, which: ((u < model._logits(None, label, which)).double(), None)
+    x = torch.tensor([[[1.0, 1.0], [0.0, 0.0]]]).double().expand(100, -1, -1, -1)
+    assert (model.complete(x, 1, label=label) == 1).all()
+
+
+def test_rows_are_in_the_last_but_one_dimension():
+    x = binary(3, (1, 2, 3))
+    assert torch.equal(build_completing("made", shape=(1, 2, 3)).complete(x, 1)[:, :, 0], x[:, :, 0])
+    for shape in ((6,), (2, 1, 3), (3, 2, 1, 1)):
+        model = FVSBN(shape).double()
+        with pytest.raises(
+            ValueError, match=rf"\(1, height, width\) or \(height, width\), got {re.escape(str(shape))}"
+        ):
+            model.complete(binary(2, shape), 1)
+
+
+@pytest.mark.parametrize("name", ["nade, one other order", "eonade", "made, shuffled", "made, four orders"])
+def test_an_order_that_takes_a_lower_row_first_cannot_complete(name):
+    model, x = build(name), binary(3)
+    with pytest.raises(ValueError, match=r"rows above must be taken first, got 1 rows .* takes pixel \d, in row 1"):
+        model.complete(x, 1)
+    nearly = NADE((2, 3), 7, orders=torch.tensor([[0, 1, 2, 3, 4, 5], [0, 1, 3, 2, 4, 5]])).double()
+    with pytest.raises(ValueError, match="takes pixel 3, in row 1"):
+        nearly.complete(x, 1)
+    # With nothing or everything given, any order will do.
+    assert torch.equal(model.complete(x, 2), x) and model.complete(x, 0).shape == x.shape
+
+
+@pytest.mark.parametrize("name", ["fvsbn", "nade", "made, four masks"])
+def test_bad_completions_are_named(name):
+    model, labelled, x = build_completing(name), build_completing(name, classes=3), binary(4)
+    for rows in (-1, 3, 1.0, True):
+        with pytest.raises(ValueError, match=f"rows must be an integer from 0 to 2, got {rows}"):
+            model.complete(x, rows)
+    with pytest.raises(ValueError, match=r"x must have shape \(batch, 2, 3\)"):
+        model.complete(x.flatten(1), 1)
+    with pytest.raises(ValueError, match="x must hold only 0 and 1"):
+        model.complete(x / 2, 1)
+    with pytest.raises(ValueError, match="label must be None"):
+        model.complete(x, 1, label=torch.zeros(4, dtype=torch.long))
+    with pytest.raises(ValueError, match=r"shape \(4,\) from 0 to 2, got None"):
+        labelled.complete(x, 1)
+
+
 # --- precision, devices, checkpoints
 
 
@@ -605,6 +753,9 @@ def test_cuda_agrees_with_the_cpu(name):
         torch.testing.assert_close(ours.cpu(), theirs)
     assert torch.equal(model._sample(uniforms.cuda(), label.cuda(), which.cuda()).cpu(), drawn)
     sample = model.sample(12, torch.Generator("cuda").manual_seed(0), label=label.cuda())
+    if name in COMPLETING:
+        completed = model.complete(sample, 1, torch.Generator("cuda").manual_seed(0), label.cuda())
+        assert torch.equal(completed[:, 0], sample[:, 0])
     assert sample.is_cuda and model.initialise(sample) is model
     with torch.autocast("cuda", dtype=torch.bfloat16):
         model.loss(x.cuda(), label.cuda()).value.mean().backward()
@@ -709,8 +860,9 @@ def test_bad_arguments_are_named():
             MADE((4,), masks=(0, 1)).logits(binary(2, (4,), dtype=torch.float32), which=which)
     with pytest.raises(ValueError, match=r"event_shape must have two pixels at least, got \(1, 1\)"):
         MADE((1, 1))
-    with pytest.raises(ValueError, match="mask must have shape"):
-        MaskedLinear(torch.ones(3, dtype=torch.bool))
+    for inputs, outputs in ((torch.ones(2, 3), torch.ones(3, 3)), (torch.ones(()), torch.ones(3))):
+        with pytest.raises(ValueError, match="inputs and outputs must have shapes"):
+            MaskedLinear(inputs, outputs, strict=True)
 
 
 @pytest.mark.parametrize(
@@ -737,12 +889,17 @@ def test_one_pixel_is_a_coin():
         assert model.sample(5).shape == (5, 1)
 
 
-def test_masked_linear_applies_its_masks_and_nothing_else():
+@pytest.mark.parametrize("strict", [True, False])
+def test_masked_linear_applies_its_masks_and_nothing_else(strict):
     torch.manual_seed(0)
-    masks = torch.rand(2, 4, 3) < 0.5
-    layer, x = MaskedLinear(masks), torch.randn(6, 3)
+    inputs, outputs = torch.randint(1, 5, (2, 3)), torch.randint(1, 5, (2, 4))
+    layer, x = MaskedLinear(inputs, outputs, strict), torch.randn(6, 3)
     for k in range(2):
-        torch.testing.assert_close(layer(x, k), x @ (layer.weight * masks[k]).T + layer.bias)
+        kept = torch.zeros(4, 3)
+        for o, i in itertools.product(range(4), range(3)):
+            kept[o, i] = outputs[k, o] > inputs[k, i] or (not strict and outputs[k, o] == inputs[k, i])
+        assert torch.equal(layer.mask(k), kept.bool())
+        torch.testing.assert_close(layer(x, k), x @ (layer.weight * kept).T + layer.bias)
     assert torch.equal(layer(x), layer(x, 0)) and not torch.equal(layer(x, 0), layer(x, 1))
-    assert MaskedLinear(masks[0], bias=False).bias is None
-    assert torch.equal(MaskedLinear(masks[0]).mask, masks[:1])
+    alone = MaskedLinear(inputs[0], outputs[0], strict, bias=False)
+    assert alone.bias is None and torch.equal(alone.mask(), layer.mask(0))

@@ -424,6 +424,68 @@ def test_the_cache_computes_each_thing_once(kind):
     assert 0 < operations(lambda: model.sample(4)) < 2 * one_pass
 
 
+# Completing
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    ("event_shape", "arguments"),
+    [
+        ((1, 3, 3), {"output": "bernoulli"}),
+        ((3, 2, 2), {"output": "bernoulli"}),
+        ((3, 2, 1), {"output": "categorical", "levels": 3}),
+        ((3, 2, 1), {"output": "logistic", "levels": 3, "mixtures": 2}),
+    ],
+)
+def test_completions_follow_the_conditional_of_the_rows_above(kind, event_shape, arguments):
+    states = all_states(event_shape, levels(arguments))
+    for seed, rows in enumerate(range(1, event_shape[1])):
+        model = pixelcnn(seed, kind=kind, event_shape=event_shape, **arguments)
+        given = on_levels(1, event_shape, arguments, seed)
+        same = (states[:, :, :rows] == given[:, :, :rows]).flatten(1).all(1)
+        with torch.no_grad():
+            total = model.log_prob(states[same]).logsumexp(0)
+        generator = torch.Generator().manual_seed(seed)
+        sampler_agrees(
+            lambda n: model.complete(given.expand(n, -1, -1, -1), rows, generator),  # noqa: B023
+            lambda x: model.log_prob(x) - total,  # noqa: B023
+            states=states[same],
+            n=20_000,
+        ).raise_if_failed()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", OUTPUTS)
+def test_completing_keeps_what_is_given_and_ignores_the_rest(kind, name):
+    colours, arguments = OUTPUTS[name]
+    model = pixelcnn(kind=kind, event_shape=(colours, 4, 3), classes=2, **arguments)
+    x, label = on_levels(20, (colours, 4, 3), arguments), torch.arange(20) % 2
+    seed = lambda: torch.Generator().manual_seed(4)  # noqa: E731
+    got = model.complete(x, 2, seed(), label)
+    assert torch.equal(got[:, :, :2], x[:, :, :2]) and not torch.equal(got[:, :, 2:], x[:, :, 2:])
+    other = torch.cat([x[:, :, :2], 1 - x[:, :, 2:]], 2)
+    assert torch.equal(model.complete(other, 2, seed(), label), got) and not got.requires_grad
+    assert torch.equal(model.complete(x, 4, label=label), x)
+    drawn = model.sample(20, seed(), label)
+    assert torch.equal(model.complete(x, 0, seed(), label), drawn)
+    # What was drawn completes itself, whatever is given of it.
+    assert torch.equal(model.complete(drawn, 3, seed(), label), drawn)
+
+
+def test_bad_completions_are_refused():
+    model, x = pixelcnn(event_shape=(1, 3, 3), classes=2), torch.zeros(2, 1, 3, 3, dtype=torch.float64)
+    label = torch.tensor([0, 1])
+    for rows in (-1, 4, 1.0, True):
+        with pytest.raises(ValueError, match=f"rows must be an integer from 0 to 3, got {rows}"):
+            model.complete(x, rows, label=label)
+    with pytest.raises(ValueError, match=r"x must have shape \(batch, 1, 3, 3\)"):
+        model.complete(x[:, :, :2], 2, label=label)
+    with pytest.raises(ValueError, match="x must hold only 0 and 1"):
+        model.complete(x + 0.5, 2, label=label)
+    with pytest.raises(ValueError, match="got None"):
+        model.complete(x, 2)
+
+
 # Bad input
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from companion.models.generative_problem import IndependentPixels
 from companion.models.questions import Loss
-from companion.validate import require_binary, require_events, require_label, require_positive_int
+from companion.validate import require_binary, require_events, require_label, require_positive_int, require_rows
 
 
 class BinaryAutoregressive(nn.Module, ABC):
@@ -42,6 +42,10 @@ class BinaryAutoregressive(nn.Module, ABC):
     @abstractmethod
     def _logits(self, x: Float[Tensor, "batch pixels"], label: Tensor | None, component: Any) -> Tensor:
         """(batch, pixels): the logit of each pixel, given those before it."""
+
+    def _order(self, component: Any) -> Int[Tensor, " pixels"]:
+        """The pixels, in the order in which a component takes them."""
+        return torch.arange(self.pixels, device=self.bias.device)
 
     @abstractmethod
     def _draw(
@@ -83,6 +87,45 @@ class BinaryAutoregressive(nn.Module, ABC):
         like = {"generator": generator, "device": self.bias.device}
         which = torch.randint(len(self._components()), (n,), **like)
         return self._sample(torch.rand(n, self.pixels, dtype=self.bias.dtype, **like), label, which)
+
+    @torch.no_grad()
+    def complete(
+        self,
+        x: Float[Tensor, " n *event"],
+        rows: int,
+        generator: torch.Generator | None = None,
+        label: Int[Tensor, " n"] | None = None,
+    ) -> Float[Tensor, " n *event"]:
+        """Draw the rest of images whose first `rows` rows are those of x: a sample of p(rest|rows above).
+
+        Of a mixture, the component is drawn given these rows: p(k|given) ∝ p_k(given).
+
+        Raises as `log_prob`, and ValueError for rows that are not 0 to height, events that are no single image of
+        (1, height, width) or (height, width), and a component that takes a pixel further down before all of these rows.
+        """
+        self._require(x, label)
+        if len(self.event_shape) < 2 or self.event_shape[:-2] not in ((), (1,)):
+            raise ValueError(f"event_shape must be (1, height, width) or (height, width), got {self.event_shape}")
+        height, width = self.event_shape[-2:]
+        require_rows(rows, height)
+        if rows == 0:
+            return self.sample(len(x), generator, label)
+        given, x, components = rows * width, x.flatten(1), self._components()
+        for component in components:
+            last = self._order(component)[:given].max()
+            if last >= given:
+                raise ValueError(
+                    f"rows above must be taken first, got {rows} rows for a model that takes pixel {last}, in row "
+                    f"{last // width}, before the last of them"
+                )
+        with torch.autocast(x.device.type, enabled=False):
+            logits = [self._logits(x, label, component) for component in components]
+        logs = torch.stack([bernoulli_log_likelihood(x, each)[:, :given].sum(1) for each in logits], 1)
+        which = torch.multinomial(logs.softmax(1), 1, generator=generator).squeeze(1)
+        # Every probability is above 0, which makes a pixel 1, and none above 1, which makes it 0.
+        uniforms = torch.rand(x.shape, generator=generator, dtype=self.bias.dtype, device=self.bias.device)
+        uniforms[:, :given] = 1 - x[:, :given]
+        return self._sample(uniforms, label, which)
 
     @torch.no_grad()
     def _sample(

@@ -20,8 +20,8 @@ class FVSBN(BinaryAutoregressive):
 
     def __init__(self, event_shape: tuple[int, ...] = (1, 28, 28), classes: int | None = None):
         super().__init__(event_shape, classes)
-        before = torch.ones(self.pixels, self.pixels, dtype=torch.bool).tril(-1)
-        self.regressions = MaskedLinear(before, bias=False)
+        places = torch.arange(self.pixels)
+        self.regressions = MaskedLinear(places, places, strict=True, bias=False)
         torch.nn.init.zeros_(self.regressions.weight)
 
     def logits(self, x: Float[Tensor, " batch *event"], label: Int[Tensor, " batch"] | None = None) -> Tensor:

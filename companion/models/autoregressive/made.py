@@ -50,17 +50,15 @@ class MADE(BinaryAutoregressive):
             require_positive_int(width, "hidden")
         drawn = [_degrees(seed, self.pixels, hidden, shuffle) for seed in masks]
         degrees = [torch.stack(layer) for layer in zip(*drawn, strict=True)]
-        for i, layer in enumerate(degrees):
-            self.register_buffer(f"degrees_{i}", layer)
-        self.layers = nn.ModuleList(MaskedLinear(up[:, :, None] >= down[:, None]) for down, up in pairwise(degrees))
+        self.layers = nn.ModuleList(MaskedLinear(down, up, strict=False) for down, up in pairwise(degrees))
         places, last = degrees[0], degrees[-1]
-        self.output = MaskedLinear(places[:, :, None] > last[:, None], bias=False)
-        self.direct = MaskedLinear(places[:, :, None] > places[:, None], bias=False) if direct else None
+        self.output = MaskedLinear(last, places, strict=True, bias=False)
+        self.direct = MaskedLinear(places, places, strict=True, bias=False) if direct else None
         self.label_hidden_bias = None if classes is None else nn.Parameter(torch.zeros(classes, hidden[0]))
 
     def degrees(self, which: int = 0) -> list[Int[Tensor, " units"]]:
         """The degrees of the pixels, then of each hidden layer, in one of the masks."""
-        return [self.get_buffer(f"degrees_{i}")[which] for i in range(len(self.layers) + 1)]
+        return [self.layers[0].inputs[which], *(layer.outputs[which] for layer in self.layers)]
 
     def logits(
         self, x: Float[Tensor, " batch *event"], label: Int[Tensor, " batch"] | None = None, which: int = 0
@@ -72,7 +70,10 @@ class MADE(BinaryAutoregressive):
         return self._logits(x.flatten(1), label, which).view_as(x)
 
     def _components(self) -> range:
-        return range(len(self.output.mask))
+        return range(len(self.output.outputs))
+
+    def _order(self, which: int) -> Int[Tensor, " pixels"]:
+        return self.degrees(which)[0].argsort()
 
     def _logits(self, x: Tensor, label: Tensor | None, which: int) -> Tensor:
         h = x

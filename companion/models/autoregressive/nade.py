@@ -150,10 +150,13 @@ class NADE(BinaryAutoregressive):
         logits = h @ self.out.T + self._pixel_bias(label)
         predicted = ~given
         log_likelihood = (bernoulli_log_likelihood(x, logits) * predicted).sum(1)
-        return -self.pixels / predicted.sum(1) * log_likelihood
+        return -self.pixels * log_likelihood / predicted.sum(1)
 
     def _components(self) -> Tensor:
         return self.orders
+
+    def _order(self, order: Tensor) -> Tensor:
+        return order
 
     def _start(self, label: Tensor | None, batch: int) -> Float[Tensor, "batch hidden"]:
         bias = self.hidden_bias if label is None else self.hidden_bias + self.label_hidden_bias[label]
