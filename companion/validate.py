@@ -34,6 +34,27 @@ def require_binary(x: Tensor, name: str = "x") -> None:
         raise ValueError(f"{name} must hold only 0 and 1, got {x[other][0].item():.6g}; binarise it first")
 
 
+# How far from its level a value may lie, in levels: k / 255 in float32 is off by a thirtieth of this at most.
+OFF_LEVEL = 1e-3
+
+
+def require_levels(x: Tensor, levels: int, name: str = "x") -> Tensor:
+    """Every value of `x` is one of the intensities k / (levels - 1), k = 0 … levels - 1. Returns k, in the dtype of x.
+
+    Raises ValueError with the first other value.
+    """
+    top = levels - 1
+    k = (x * top).round()
+    wrong = ((x * top - k).abs() > OFF_LEVEL) | (k < 0) | (k > top)
+    if wrong.any():
+        counts = bool(torch.equal(x, x.round()) and 0 <= x.min() and x.max() <= top)
+        hint = f"; divide counts by {top}" if counts else ""
+        raise ValueError(
+            f"{name} must hold only the {levels} levels k / {top} from 0 to 1, got {x[wrong][0].item():.6g}{hint}"
+        )
+    return k
+
+
 def require_positive_int(value: int, name: str) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise ValueError(f"{name} must be a positive integer, got {value!r}")

@@ -35,12 +35,19 @@ def levels(arguments):
 
 
 def pixelcnn(seed=0, scale=2.5, **arguments):
-    """A small model in float64 whose conditionals vary: weights much larger than at the start."""
+    """A small model in float64 whose conditionals vary: weights larger than at the start."""
     torch.manual_seed(seed)
     model = PixelCNN(**{"hidden": 6, "blocks": 3, **arguments}).double()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            parameter.mul_(15 if "label" in name else scale)
+            if "label" in name:
+                parameter.mul_(15)
+            elif model.kind == "gated":
+                parameter.mul_(scale)
+            elif name.endswith("bias"):  # zero at the start
+                parameter.normal_(0, 0.3)
+            else:
+                parameter.mul_(10 if "head.3" in name else scale / 2.5)
     return model
 
 
@@ -729,3 +736,19 @@ def test_cuda_agrees_with_the_cpu(kind, name):
     with torch.autocast("cuda", torch.bfloat16):
         rough = model.float().loss(x.float().cuda(), label.cuda()).value
     assert rough.isfinite().all()
+
+
+def test_features_of_the_plain_one_neither_fade_nor_grow():
+    torch.manual_seed(0)
+    x = (torch.rand(16, 1, 28, 28) < 0.5).float()
+    for blocks in (2, 30):
+        stack = PixelCNN(hidden=32, blocks=blocks).stack
+        with torch.no_grad():
+            h = start = stack.first(x)
+            for block in stack.blocks:
+                h = block(h, None)
+            inside = (..., slice(3, None), slice(3, -3))
+            # He et al.: twice the mean square of the inputs. The blocks together add about as much once more.
+            assert (start[inside].square().mean() / (2 * x.square().mean())).item() == pytest.approx(1, abs=0.25)
+            assert 1.2 < (h[inside].square().mean() / start[inside].square().mean()).item() < 4
+            assert stack.head(h).abs().mean() < 0.3

@@ -11,15 +11,12 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from companion.validate import require_binary, require_positive_int
+from companion.validate import require_binary, require_levels, require_positive_int
 
 Output = Literal["bernoulli", "categorical", "logistic"]
 
 # The least log of a logistic's scale, that of the authors' code: one level of 256 is then 8 scales wide.
 LEAST_LOG_SCALE = -7.0
-
-# How far from its level a value may lie, in levels: k / 255 in float32 is off by a thirtieth of this at most.
-OFF_LEVEL = 1e-3
 
 
 class BernoulliOutput:
@@ -56,7 +53,7 @@ class CategoricalOutput:
         self.parameters = colours * levels
 
     def require(self, x: Tensor) -> None:
-        _require_levels(x, self.levels)
+        require_levels(x, self.levels)
 
     def log_prob(
         self, parameters: Float[Tensor, "batch parameters *space"], x: Float[Tensor, "batch colours *space"]
@@ -86,7 +83,7 @@ class LogisticOutput:
         self.parameters = mixtures * sum(self.sizes)
 
     def require(self, x: Tensor) -> None:
-        _require_levels(x, self.levels)
+        require_levels(x, self.levels)
 
     def log_prob(
         self, parameters: Float[Tensor, "batch parameters *space"], x: Float[Tensor, "batch colours *space"]
@@ -157,16 +154,6 @@ def make_output(
     mixtures = 5 if mixtures is None else mixtures
     require_positive_int(mixtures, "mixtures")
     return LogisticOutput(colours, levels, mixtures)
-
-
-def _require_levels(x: Tensor, levels: int) -> None:
-    scaled = x * (levels - 1)
-    level = scaled.round()
-    wrong = ((scaled - level).abs() > OFF_LEVEL) | (level < 0) | (level > levels - 1)
-    if wrong.any():
-        raise ValueError(
-            f"x must hold only the {levels} levels k / {levels - 1} from 0 to 1, got {x[wrong][0].item():.6g}"
-        )
 
 
 def inverse_cdf(logits: Float[Tensor, "batch categories"], uniform: Float[Tensor, " batch"]) -> Float[Tensor, " batch"]:

@@ -7,6 +7,7 @@ All conditionals come from one pass of masked convolutions, so that the density 
 sample one for each value that is drawn, of which the sampler here computes only what is new.
 """
 
+import math
 from typing import Literal
 
 import torch
@@ -108,6 +109,20 @@ class PlainStack(nn.Module):
         self.label_bias = LabelBias(classes, 2 * hidden)
         self.blocks = nn.ModuleList(ResidualBlock(hidden, groups, classes) for _ in range(blocks))
         self.head = pixel_head(2 * hidden, outputs, groups)
+        self._initialise()
+
+    @torch.no_grad()
+    def _initialise(self) -> None:
+        """The weights of He et al. (2015), for as many inputs as the masks leave: with those for whole kernels the
+        features fade from layer to layer. All blocks together add about the variance of one."""
+        for conv in (module for module in self.modules() if isinstance(module, MaskedConv2d)):
+            seen = conv.mask.flatten(1).sum(1).mean().clamp(min=1)
+            conv.weight.normal_(0, math.sqrt(2 / seen))
+            conv.bias.zero_()
+        for block in self.blocks:
+            block.widen.weight.div_(math.sqrt(len(self.blocks)))
+        # Near 0, so that all values start about equally likely.
+        self.head[-1].weight.mul_(0.1)
 
     def forward(self, x: Float[Tensor, "batch colours height width"], label: Tensor | None) -> Tensor:
         h = self.label_bias(self.first(x), label)

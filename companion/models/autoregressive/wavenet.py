@@ -13,12 +13,12 @@ from jaxtyping import Float, Int, Int64
 from torch import Tensor, nn
 
 from companion.data.waves import mu_law_decode, mu_law_position
-from companion.models.autoregressive.outputs import OFF_LEVEL, inverse_cdf
+from companion.models.autoregressive.outputs import inverse_cdf
 from companion.models.autoregressive.pixelcnn import gate
 from companion.models.questions import Loss
 from companion.nets.causal_conv import DilatedCausalConv1d, Queue
 from companion.nets.label import LabelBias
-from companion.validate import require_events, require_label, require_positive_int
+from companion.validate import OFF_LEVEL, require_events, require_label, require_positive_int
 
 
 class WaveNet(nn.Module):
