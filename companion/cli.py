@@ -241,6 +241,7 @@ def run(
     seeds: tuple[int, ...] | None = None,
     steps: int | None = None,
     device: Device = "cpu",
+    folder: Path | None = None,
     out: Path | None = None,
 ) -> int:
     """Run an experiment whose results a chapter prints. It can take long.
@@ -250,11 +251,12 @@ def run(
         seeds: train once for each; the experiment's own if not given.
         steps: of each training; the experiment's own if not given.
         device: where to train; auto is the GPU if there is one.
+        folder: of the longest ones, where to keep weights, and checkpoints from which the same command goes on.
         out: the folder for NAME.json; the package's own results if not given.
     """
     from companion import experiments
 
-    given = {"seeds": seeds, "steps": steps, "device": _device(device)}
+    given = {"seeds": seeds, "steps": steps, "device": _device(device), "folder": folder and str(folder)}
     arguments = {key: value for key, value in given.items() if value is not None}
     print(f"{experiments.run(name, out or experiments.RESULTS, **arguments)} is written")
     return 0

@@ -23,6 +23,7 @@ gaussian-decoder-loglik reparameterization logvar-parameterization vae-loss-code
 importance-weighted-bound hvae-joint hvae-posterior hvae-elbo pca-autoencoder gan-minimax gan-optimal-discriminator
 gan-jsd-value jsd-definition gan-equilibrium gan-saturating-gradient gan-nonsaturating gan-nonsaturating-divergence
 feature-matching minibatch-discrimination label-smoothing historical-averaging virtual-batch-norm gan-kde-density
+ar-chain-rule ar-ancestral-sampling fvsbn nade made-mask pixelcnn-mask dilated-causal-conv receptive-field
 """.split()
 
 

@@ -18,7 +18,7 @@ KEPT_CELL_METADATA = ("tags", "jupyter", "cellView", "mystnb")
 
 
 def normalise(notebook: NotebookNode) -> NotebookNode:
-    """Drop what does not belong in git: images, volatile metadata, the words that stand for a figure."""
+    """Drop what does not belong in git: images, sounds, volatile metadata, the words that stand for a figure."""
     version = {"name": "python"}
     kernel = {"display_name": "Python 3", "language": "python", "name": "python3"}
     notebook.metadata = nbformat.from_dict({"kernelspec": kernel, "language_info": version})
@@ -43,8 +43,8 @@ def merge_streams(outputs: list[NotebookNode]) -> list[NotebookNode]:
 def normalise_output(output: NotebookNode) -> NotebookNode | None:
     if "data" not in output:
         return output
-    picture = any(mime.startswith("image/") for mime in output.data) or "<img" in output.data.get("text/html", "")
-    if picture:
+    page = output.data.get("text/html", "")
+    if any(mime.startswith("image/") for mime in output.data) or "<img" in page or "<audio" in page:
         return None
     output.data = nbformat.from_dict({mime: text for mime, text in output.data.items() if mime in KEPT_MIME_TYPES})
     output.metadata = nbformat.from_dict({})

@@ -15,6 +15,12 @@ from pathlib import Path
 
 import torch
 
+from companion.experiments.autoregressive import (
+    autoregressive_digits,
+    autoregressive_mnist,
+    autoregressive_speed,
+    wavenet_waves,
+)
 from companion.experiments.gan import gan_collapse, gan_modes
 from companion.experiments.hvae import hvae_collapse, hvae_digits, latent_dimension
 from companion.experiments.vae import Row, vae_beta, vae_disentanglement
@@ -31,19 +37,29 @@ EXPERIMENTS: dict[str, Callable[..., list[Row]]] = {
         latent_dimension,
         gan_modes,
         gan_collapse,
+        autoregressive_digits,
+        autoregressive_mnist,
+        autoregressive_speed,
+        wavenet_waves,
     )
 }
 
 
-def run(name: str, folder: Path = RESULTS, **arguments) -> Path:
+def run(name: str, folder: Path = RESULTS, /, **arguments) -> Path:
     """Run an experiment and write FOLDER/NAME.json: its arguments, its rows and what they were computed with.
 
-    Raises ValueError for an unknown name.
+    "seconds" are those of this run; of an experiment that went on from checkpoints, the last part alone.
+
+    Raises ValueError for an unknown name, and for an argument that the experiment does not take.
     """
     if name not in EXPERIMENTS:
         raise ValueError(f"there is no experiment {name!r}; there are {', '.join(EXPERIMENTS)}")
     experiment = EXPERIMENTS[name]
-    bound = inspect.signature(experiment).bind(**arguments)
+    signature = inspect.signature(experiment)
+    for argument in arguments:
+        if argument not in signature.parameters:
+            raise ValueError(f"{name} takes no {argument}; it takes {', '.join(signature.parameters)}")
+    bound = signature.bind(**arguments)
     bound.apply_defaults()
     start = time.perf_counter()
     rows = experiment(**bound.arguments)

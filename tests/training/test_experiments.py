@@ -1,12 +1,25 @@
 import json
 
+import numpy as np
 import pytest
 import torch
 
 from companion import experiments
+from companion.data import mu_law_encode, waves
 from companion.experiments import EXPERIMENTS, run, vae_beta, vae_disentanglement
+from companion.experiments.autoregressive import (
+    DIGITS,
+    MNIST,
+    _nade_by_cumulative_sum,
+    autoregressive_digits,
+    autoregressive_speed,
+    wavenet_waves,
+)
 from companion.experiments.gan import gan_collapse, gan_modes
 from companion.experiments.hvae import hvae_collapse, hvae_digits, latent_dimension, manifold
+from companion.models import NADE, IndependentPixels
+from companion.presets import splits
+from companion.training import load_model
 
 KEYS = {"name", "config", "versions", "hardware", "seconds", "rows"}
 
@@ -35,6 +48,8 @@ def test_small_run_of_the_disentanglement_sweep():
 def test_unknown_experiment_lists_the_known():
     with pytest.raises(ValueError, match="there is no experiment 'vae'; there are vae_beta"):
         run("vae")
+    with pytest.raises(ValueError, match="autoregressive_speed takes no steps; it takes repeats, device"):
+        run("autoregressive_speed", steps=3)
 
 
 def test_missing_result_names_the_command(monkeypatch, tmp_path):
@@ -97,3 +112,60 @@ def test_small_run_of_the_modes_of_games():
     assert gan_modes(steps=3, variants=("hinge",), seeds=(5,)) == rows[1:2]
     rows = gan_collapse(steps=3, variants=("minimax",), seeds=(1,))
     assert len(rows) == 1 and rows[0]["modes"] in range(9)
+
+
+def test_small_run_of_the_autoregressive_models_on_digits(tmp_path):
+    floor, row = autoregressive_digits(models=("MADE",), steps=2, seed=1, folder=str(tmp_path))
+    train, _, test = splits("mnist6k")
+    x, pixels = test.binarized(seed=0), IndependentPixels((1, 28, 28)).fit(train.binarized(seed=0))
+    model = DIGITS["MADE"][0]()
+    load_model(model, tmp_path / "MADE" / "model.safetensors")
+    with torch.no_grad():
+        exact, independent = model.log_prob(x), pixels.log_prob(x)
+    assert floor["negative_log_prob"] == pytest.approx(-independent.mean().item(), rel=1e-5)
+    assert row["negative_log_prob"] == pytest.approx(-exact.mean().item(), rel=1e-5)
+    gain = exact - independent
+    assert row["gain"] == pytest.approx(gain.mean().item(), abs=1e-3)
+    assert row["gain_error"] == pytest.approx(gain.std().item() / 1000**0.5, rel=1e-3)
+    assert (row["steps"], row["best_step"], row["batch_size"]) == (2, 2, 100)
+    # Again, from the checkpoint that is there: nothing is trained any more.
+    assert autoregressive_digits(models=("MADE",), steps=2, seed=1, folder=str(tmp_path)) == [floor, row]
+
+
+def test_models_of_the_autoregressive_experiments_are_of_digits():
+    for make, settings in (*DIGITS.values(), *MNIST.values()):
+        assert make().event_shape == (1, 28, 28) and settings.patience and settings.ema_decay
+
+
+def test_small_run_of_wavenet():
+    rows = {row["model"]: row for row in wavenet_waves(steps=1)}
+    values = [rows[name]["negative_log_prob"] for name in ("single levels", "Markov chain", "floor")]
+    assert values == sorted(values, reverse=True) and rows["WaveNet"]["negative_log_prob"] > values[-1]
+    # A Markov chain by counting, with the same share left to single levels.
+    generator = torch.Generator().manual_seed(1)
+    fresh, many = waves(500, 1024, generator), waves(2000, 1024, generator)
+    codes, known = mu_law_encode(fresh.amplitudes).numpy(), mu_law_encode(many.amplitudes).numpy()
+    single = (np.bincount(known.ravel(), minlength=256) + 1) / (known.size + 256)
+    pairs = np.zeros((256, 256))
+    np.add.at(pairs, (known[:, :-1].ravel(), known[:, 1:].ravel()), 1)
+    seen = pairs / np.maximum(pairs.sum(1, keepdims=True), 1)
+    chain = -np.log((0.99 * seen + 0.01 * single)[codes[:, :-1], codes[:, 1:]]).mean()
+    assert rows["Markov chain"]["negative_log_prob"] == pytest.approx(chain, rel=1e-4)
+    assert rows["single levels"]["negative_log_prob"] == pytest.approx(-np.log(single[codes]).mean(), rel=1e-4)
+
+
+def test_the_cumulative_sum_that_nade_is_measured_against_gives_its_density():
+    torch.manual_seed(0)
+    nade = NADE((4, 5), hidden=7).double()
+    x = (torch.rand(9, 4, 5) < 0.5).double()
+    torch.testing.assert_close(_nade_by_cumulative_sum(nade, x), nade.log_prob(x))
+
+
+def test_the_package_has_the_speed_of_every_sampler():
+    rows = experiments.result("autoregressive_speed")["rows"]
+    assert all(row["naive"] > 0 and row["fast"] > 0 for row in rows) and callable(autoregressive_speed)
+    ratio = {(row["what"].split(",")[0], row["batch"], row["values"]): row["naive"] / row["fast"] for row in rows}
+    assert ratio["MADE", 16, 784] >= 25
+    assert ratio["PixelCNN", 1, 784] >= 15 and ratio["PixelCNN", 16, 784] >= 25
+    assert ratio["WaveNet", 1, 500] >= 25 and ratio["WaveNet", 8, 500] >= 100
+    assert ratio["NADE", 64, 784] >= 3
