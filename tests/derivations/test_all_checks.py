@@ -42,6 +42,12 @@ def test_lines_of_an_aligned_derivation_are_all_computed():
             assert len(result_of(check.label).lines) >= rows + 1, check.label
 
 
+def test_no_row_is_taken_for_an_option():
+    """LaTeX reads a bracket after the start of `aligned`, or after a line break, as an option, and shows nothing."""
+    for check in CHECKS.values():
+        assert not re.search(r"(?:begin\{aligned\}|\\\\)\s*\[", check.statement), check.label
+
+
 def test_all_together_take_less_than_a_minute():
     assert sum(result_of(label).seconds for label in CHECKS) < 60
 
