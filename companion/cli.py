@@ -164,20 +164,21 @@ def evaluate(
     device: Device = "auto",
     seed: int = 0,
 ) -> int:
-    """Measure a trained model on test images, beside the floor of independent pixels.
+    """Measure a trained model on test images, beside the floor of independent pixels, or of their histograms.
 
     Prints a table and writes it to evaluation.json in the folder. Each number is a mean over the test images, with
     its standard error. Models are compared by the last line, which is paired, image by image.
 
     Args:
         folder: where `companion train` has put the model.
-        importance_samples: K of the importance-weighted bound, for models that have one.
+        importance_samples: K of the importance-weighted bound, for models that have one; the time is proportional.
         data: the images; those of the training if not given.
         device: where to compute; auto is the GPU if there is one.
         seed: of the draws from the encoder.
     """
     import torch
 
+    from companion.evaluation import bits_per_dim, histogram_bits_per_dim
     from companion.models import IndependentPixels
     from companion.models.questions import Bound, Density, Learner
     from companion.presets import examples, fixed, splits
@@ -210,13 +211,17 @@ def evaluate(
         values["loss"] = measured(lambda *part: model.loss(*part).value, x, *labels)
     unit = "nats" if isinstance(model, Density | Bound) else model.loss(x[:1], *(part[:1] for part in labels)).unit
     if hasattr(model, "importance_bound"):
-        bound = measured(lambda part: model.importance_bound(part, importance_samples), x)
+        bound = measured(lambda part, *label: model.importance_bound(part, importance_samples, *label), x, *labels)
         values[f"-importance-weighted bound, K = {importance_samples}"] = -bound
+    best = list(values)[-1]
     if unit == "nats" and preset.binarised != "no":
-        best = list(values)[-1]
         floor = IndependentPixels(x.shape[1:]).fit(fixed(train_images, preset.binarised)).to(device)
         values["independent pixels"] = -measured(floor.log_prob, x)
         values[f"({best}) - (independent pixels), paired"] = values[best] - values["independent pixels"]
+    elif unit == "nats":
+        values, unit = {name: bits_per_dim(nats, x.shape[1:]) for name, nats in values.items()}, "bits/dim"
+        values["independent histograms"] = histogram_bits_per_dim(train_images.pixels, test_images.pixels).double()
+        values[f"({best}) - (independent histograms), paired"] = values[best] - values["independent histograms"]
     rows = [
         {"quantity": name, "mean": v.mean().item(), "standard_error": (v.std() / len(v) ** 0.5).item(), "unit": unit}
         for name, v in values.items()
@@ -226,7 +231,7 @@ def evaluate(
     width = max(len(row["quantity"]) for row in rows)
     print(f"{'':<{width}}  {'mean':>8}  {'± se':>6}  unit")
     for row in rows:
-        print(f"{row['quantity']:<{width}}  {row['mean']:8.2f}  {row['standard_error']:6.2f}  {row['unit']}")
+        print(f"{row['quantity']:<{width}}  {row['mean']:8.3f}  {row['standard_error']:6.3f}  {row['unit']}")
     _write_json(
         folder / EVALUATION,
         {"data": data, "images": len(x), "binarised": preset.binarised, "seed": seed, "device": device, "rows": rows},

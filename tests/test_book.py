@@ -24,6 +24,9 @@ importance-weighted-bound hvae-joint hvae-posterior hvae-elbo pca-autoencoder ga
 gan-jsd-value jsd-definition gan-equilibrium gan-saturating-gradient gan-nonsaturating gan-nonsaturating-divergence
 feature-matching minibatch-discrimination label-smoothing historical-averaging virtual-batch-norm gan-kde-density
 ar-chain-rule ar-ancestral-sampling fvsbn nade made-mask pixelcnn-mask dilated-causal-conv receptive-field
+flow-bijection change-of-variables flow-logdet-sum flow-training-objective flow-mle-affine jacobian-square
+probability-conservation nice-additive-coupling realnvp-forward realnvp-inverse realnvp-loglik flow-sampling
+glow-1x1conv glow-actnorm dequantization
 """.split()
 
 

@@ -5,6 +5,7 @@ import torch
 
 from companion import zoo
 from companion.data import load, quantise, waves
+from companion.evaluation import bits_per_dim
 from companion.experiments import result
 
 
@@ -29,7 +30,19 @@ def test_sounds_are_as_probable_as_the_result_says():
     assert expected["floor"] < expected["WaveNet"] < expected["Markov chain"]
 
 
+def test_grey_digits_take_as_many_bits_as_the_result_says():
+    model, x = zoo.pretrained("glow"), load("mnist6k", "test").intensities()[:250]
+    with torch.no_grad():
+        bits = bits_per_dim(-model.elbo(x), x.shape[1:])
+    [expected] = [row for row in result("flows_mnist")["rows"] if row["model"] == "Glow"]
+    # Other digits, though of the same kind: both are draws from MNIST's test set.
+    assert abs(bits.mean() - expected["bits_per_dim"]) < 5 * bits.std() / 250**0.5
+    assert zoo.card("glow")["data"] == "mnist" and float(zoo.card("glow")["alpha"]) == 1e-6
+
+
 def test_unknown_names_list_what_there_is():
     for question in (zoo.pretrained, zoo.card):
-        with pytest.raises(ValueError, match="there is no trained model 'nothing'; there are nade, pixelrnn, wavenet"):
+        with pytest.raises(
+            ValueError, match="there is no trained model 'nothing'; there are nade, pixelrnn, wavenet, glow"
+        ):
             question("nothing")

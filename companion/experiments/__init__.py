@@ -21,6 +21,7 @@ from companion.experiments.autoregressive import (
     autoregressive_speed,
     wavenet_waves,
 )
+from companion.experiments.flows import flows_digits, flows_mnist, flows_plane
 from companion.experiments.gan import gan_collapse, gan_modes
 from companion.experiments.hvae import hvae_collapse, hvae_digits, latent_dimension
 from companion.experiments.vae import Row, vae_beta, vae_disentanglement
@@ -41,6 +42,9 @@ EXPERIMENTS: dict[str, Callable[..., list[Row]]] = {
         autoregressive_mnist,
         autoregressive_speed,
         wavenet_waves,
+        flows_plane,
+        flows_digits,
+        flows_mnist,
     )
 }
 

@@ -2,6 +2,7 @@
 
 from companion.models.autoregressive import FVSBN, MADE, NADE, CausalTransformer, PixelCNN, PixelRNN, WaveNet
 from companion.models.elbo import BernoulliMixture
+from companion.models.flows import MAF, NICE, Dequantised, Glow, ImageRealNVP, RealNVP
 from companion.models.gan import GAN
 from companion.models.generative_problem import GaussianMixture, IndependentPixels, ProbabilisticPCA
 from companion.models.hvae import HVAE
@@ -24,6 +25,12 @@ MODELS = (
     PixelCNN,
     WaveNet,
     CausalTransformer,
+    NICE,
+    RealNVP,
+    ImageRealNVP,
+    Glow,
+    MAF,
+    Dequantised,
 )
 
 __all__ = [

@@ -8,8 +8,9 @@ from pathlib import Path
 
 from torch import nn
 
+from companion.experiments import flows
 from companion.experiments.autoregressive import DIGITS, WAVENET
-from companion.models import WaveNet
+from companion.models import Dequantised, WaveNet
 from companion.training import load_model
 
 FOLDER = Path(__file__).parent
@@ -18,6 +19,7 @@ ZOO: dict[str, Callable[[], nn.Module]] = {
     "nade": DIGITS["NADE"][0],
     "pixelrnn": DIGITS["Diagonal BiLSTM"][0],
     "wavenet": lambda: WaveNet(**WAVENET),
+    "glow": lambda: Dequantised(flows.MNIST["Glow"][0](), alpha=flows.ALPHA),
 }
 
 

@@ -1,6 +1,7 @@
 """The commands from training to evaluation, as a user gives them."""
 
 import json
+import math
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ from matplotlib.image import imread
 from safetensors.torch import load_file
 
 from companion import cli, experiments
+from companion.evaluation import histogram_bits_per_dim
 from companion.models import IndependentPixels, Loss, Player
 from companion.models.autoregressive import FVSBN
 from companion.presets import PRESETS, Preset, find, fixed, splits
@@ -54,7 +56,7 @@ def test_train_sample_evaluate(companion, tmp_path, name):
     result = json.loads((tmp_path / "run" / "evaluation.json").read_text())
     assert result["images"] == 1000 and result["data"] == "mnist6k"
     for row in result["rows"]:
-        assert f"{row['mean']:8.2f}  {row['standard_error']:6.2f}  {row['unit']}" in out
+        assert f"{row['mean']:8.3f}  {row['standard_error']:6.3f}  {row['unit']}" in out
 
 
 class Darts(torch.nn.Module):
@@ -110,6 +112,22 @@ def test_evaluation_is_right(companion, tmp_path):
         assert row["mean"] == pytest.approx(values.mean().item(), rel=1e-5)
         assert row["standard_error"] == pytest.approx(values.std().item() / 1000**0.5, rel=1e-4)
         assert row["unit"] == "nats"
+
+
+def test_grey_digits_are_measured_in_bits(companion, tmp_path):
+    companion("train nice --steps 2 --device cpu")
+    assert companion("evaluate runs/nice --importance-samples 1 --device cpu --seed 3")[0] == 0
+    rows = json.loads((tmp_path / "runs" / "nice" / "evaluation.json").read_text())["rows"]
+    model, (train, _, test) = find("nice", "quick").make(), splits("mnist6k")
+    load_model(model, tmp_path / "runs" / "nice" / "model.safetensors")
+    torch.manual_seed(3)
+    with torch.no_grad():
+        bits = -torch.cat([model.eval().elbo(part) for part in test.intensities().split(100)]) / (784 * math.log(2))
+    floor = histogram_bits_per_dim(train.pixels, test.pixels)
+    # The bound with one draw is the same with the same seed.
+    for row, values in zip(rows, (bits, bits, floor, bits - floor), strict=True):
+        assert row["mean"] == pytest.approx(values.mean().item(), rel=1e-4) and row["unit"] == "bits/dim"
+        assert row["standard_error"] == pytest.approx(values.std().item() / 1000**0.5, rel=1e-3)
 
 
 def test_labels_from_training_to_samples(companion, tmp_path, monkeypatch):

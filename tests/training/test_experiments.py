@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from companion import experiments
-from companion.data import mu_law_encode, waves
-from companion.experiments import EXPERIMENTS, run, vae_beta, vae_disentanglement
+from companion.data import density, mu_law_encode, waves
+from companion.experiments import EXPERIMENTS, flows, run, vae_beta, vae_disentanglement
 from companion.experiments.autoregressive import (
     DIGITS,
     MNIST,
@@ -15,9 +15,10 @@ from companion.experiments.autoregressive import (
     autoregressive_speed,
     wavenet_waves,
 )
+from companion.experiments.flows import flows_digits, flows_plane
 from companion.experiments.gan import gan_collapse, gan_modes
 from companion.experiments.hvae import hvae_collapse, hvae_digits, latent_dimension, manifold
-from companion.models import NADE, IndependentPixels
+from companion.models import NADE, Dequantised, IndependentPixels
 from companion.presets import splits
 from companion.training import load_model
 
@@ -169,3 +170,41 @@ def test_the_package_has_the_speed_of_every_sampler():
     assert ratio["PixelCNN", 1, 784] >= 15 and ratio["PixelCNN", 16, 784] >= 25
     assert ratio["WaveNet", 1, 500] >= 25 and ratio["WaveNet", 8, 500] >= 100
     assert ratio["NADE", 64, 784] >= 3
+
+
+def test_small_run_of_the_flows_in_the_plane():
+    rows = flows_plane(densities=("moons",), steps=30, models=("RealNVP", "MAF"), seeds=(0, 3))
+    assert [(row["model"], row["seed"]) for row in rows] == [("RealNVP", 0), ("RealNVP", 3), ("MAF", 0), ("MAF", 3)]
+    # The moons' entropy by quadrature.
+    truth, axis = density("moons"), torch.linspace(-4, 4, 401)
+    log_p = truth.log_prob(torch.cartesian_prod(axis, axis))
+    entropy = -(log_p.exp() * log_p).sum().item() * 0.02**2
+    for row in rows:
+        assert row["gap"] == pytest.approx(row["nats"] - row["entropy"], abs=1e-4) and row["gap"] > 0
+        assert row["entropy"] == pytest.approx(entropy, abs=0.05) and 0 < row["gap_error"] < 0.1
+    assert flows_plane(densities=("moons",), steps=30, models=("MAF",), seeds=(3,)) == rows[3:]
+
+
+def test_small_run_of_the_flows_on_digits(tmp_path):
+    floor, row = flows_digits(models=("Glow",), steps=2, seed=1, folder=str(tmp_path))
+    _, _, test = splits("mnist6k")
+    make, noise, _ = flows.DIGITS["Glow"]
+    model = Dequantised(make(), alpha=flows.ALPHA, noise=noise)
+    card = load_model(model, tmp_path / "Glow" / "model.safetensors")
+    x = test.intensities()
+    with torch.no_grad():
+        # With other noise.
+        bits = -torch.cat([model.eval().elbo(part) for part in x.split(250)]) / (784 * np.log(2))
+    assert floor["bits_per_dim"] == pytest.approx(1.7256, abs=1e-3) and floor["gain"] == 0
+    assert row["bits_per_dim"] == pytest.approx(bits.mean().item(), rel=1e-2)
+    assert row["gain"] == pytest.approx(floor["bits_per_dim"] - row["bits_per_dim"], abs=1e-4)
+    assert (row["steps"], row["best_step"], row["batch_size"]) == (2, 2, 32)
+    assert card["data"] == "mnist6k" and card["noise"] == "uniform" and float(card["alpha"]) == flows.ALPHA
+
+
+def test_models_of_the_flows_experiments_are_of_digits():
+    for make, noise, settings in (*flows.DIGITS.values(), *flows.MNIST.values()):
+        assert make().event_shape == (1, 28, 28) and settings.patience and noise in ("uniform", "variational")
+        # Averaged weights and running means of batch normalisation do not go together.
+        has_running_means = any("BatchNorm" in type(module).__name__ for module in make().modules())
+        assert has_running_means == (settings.ema_decay is None)
