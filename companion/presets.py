@@ -76,6 +76,28 @@ def _flow(name: str, noise: str = "uniform", alpha: float | None = 1e-6, **argum
     return make
 
 
+def _rbm(**arguments) -> nn.Module:
+    from companion.models.ebm import RBM
+
+    return RBM(**arguments)
+
+
+def _ebm(channels: int, steps: int) -> nn.Module:
+    from companion.models.ebm import EBM, ContrastiveDivergence
+    from companion.nets.energy import EnergyConvNet
+
+    chains = ContrastiveDivergence(steps, 5e-3, "buffer")
+    network = EnergyConvNet(channels=channels, scale=100.0)
+    return EBM(network, (1, 28, 28), chains, box=(0.0, 1.0), step_size=5e-3, adjusted=False)
+
+
+def _score_model(levels: tuple[float, float, int], network: dict, **arguments) -> nn.Module:
+    from companion.models.ebm import ScoreModel, geometric_levels
+    from companion.nets.unet import UNet
+
+    return ScoreModel(UNet(1, **network), (1, 28, 28), geometric_levels(*levels), **arguments)
+
+
 def _gan(**arguments) -> nn.Module:
     from companion.models.gan import GAN
 
@@ -401,6 +423,76 @@ PRESETS: dict[str, dict[str, Preset]] = {
             "stopping after 30 epochs; ours: averaged weights.",
             _flow("MAF", event_shape=(1, 28, 28), layers=5, hidden=(1024,)),
             replace(_PAPER_FLOW, batch_size=100, learning_rate=1e-4),
+            data="mnist",
+            binarised="no",
+        ),
+    },
+    "rbm": {
+        "quick": Preset(
+            "100 hidden units, persistent chains.",
+            lambda: _rbm(hidden=100, chains=128),
+            Settings(steps=2000, learning_rate=3e-3, ema_decay=0.998, checkpoint_every=500),
+            data="mnist6k",
+            binarised="dynamic",
+        ),
+        "paper": Preset(
+            "Salakhutdinov and Murray (2008): 500 hidden units, contrastive divergence with 25 steps, batches of 100. "
+            "Theirs: from 1 step to 25 as training goes on, momentum and weight decay; ours: AdamW at 10⁻³ and "
+            "averaged weights. The number of steps is our choice.",
+            lambda: _rbm(hidden=500, k=25),
+            Settings(steps=300_000, batch_size=100, ema_decay=0.9995, log_every=500, checkpoint_every=5000),
+            data="mnist",
+            binarised="dynamic",
+        ),
+    },
+    "ebm": {
+        "quick": Preset(
+            "A convolutional energy with 16 channels, 20 Langevin steps of persistent chains; its samples are noise "
+            "with strokes in it.",
+            lambda: _ebm(16, 20),
+            Settings(steps=600, batch_size=32, learning_rate=5e-4, betas=(0.0, 0.999), checkpoint_every=100),
+            data="mnist6k",
+            binarised="no",
+        ),
+        "paper": Preset(
+            "The buffer of 10,000 chains, 5 % of them drawn anew, 60 steps and the optimiser of Du and Mordatch "
+            "(2019), Adam at 10⁻⁴ with decay rates 0 and 0.999, batches of 128. Theirs: other images, residual "
+            "networks with spectral normalisation, and noise below that of the step size; ours: plain Langevin steps.",
+            lambda: _ebm(64, 60),
+            Settings(
+                steps=100_000,
+                batch_size=128,
+                learning_rate=1e-4,
+                betas=(0.0, 0.999),
+                ema_decay=0.999,
+                log_every=500,
+                checkpoint_every=2000,
+            ),
+            data="mnist",
+            binarised="no",
+        ),
+    },
+    "score_model": {
+        "quick": Preset(
+            "75 levels of noise, a small U-Net on patches of 2 × 2 pixels.",
+            lambda: _score_model((16.0, 0.05, 75), dict(channels=32, multipliers=(1, 1), patch=2)),
+            replace(_QUICK, steps=1000, batch_size=32, learning_rate=2e-3, ema_decay=0.99),
+            data="mnist6k",
+            binarised="no",
+        ),
+        "paper": Preset(
+            "Song and Ermon (2019) on digits: ten levels from 1 to 0.01, 100 steps at each with ε = 2 · 10⁻⁵, batches "
+            "of 128, Adam at 10⁻³, 200,000 steps. Theirs: a RefineNet; ours: a U-Net, and averaged weights.",
+            lambda: _score_model(
+                (1.0, 0.01, 10), dict(channels=64, multipliers=(1, 2, 2), blocks=2), steps=100, step_size=2e-5
+            ),
+            Settings(
+                steps=200_000,
+                ema_decay=0.999,
+                log_every=500,
+                validate_every=5000,
+                checkpoint_every=5000,
+            ),
             data="mnist",
             binarised="no",
         ),

@@ -26,7 +26,9 @@ feature-matching minibatch-discrimination label-smoothing historical-averaging v
 ar-chain-rule ar-ancestral-sampling fvsbn nade made-mask pixelcnn-mask dilated-causal-conv receptive-field
 flow-bijection change-of-variables flow-logdet-sum flow-training-objective flow-mle-affine jacobian-square
 probability-conservation nice-additive-coupling realnvp-forward realnvp-inverse realnvp-loglik flow-sampling
-glow-1x1conv glow-actnorm dequantization
+glow-1x1conv glow-actnorm dequantization ebm-density boltzmann-temperature energy-ordering
+score-is-minus-grad-energy fisher-divergence score-matching-implicit sliced-score-matching denoising-score-matching
+ebm-mle-gradient contrastive-divergence noise-contrastive-estimation langevin-sampling
 """.split()
 
 

@@ -40,9 +40,27 @@ def test_grey_digits_take_as_many_bits_as_the_result_says():
     assert zoo.card("glow")["data"] == "mnist" and float(zoo.card("glow")["alpha"]) == 1e-6
 
 
+def test_the_score_of_digits_is_as_good_as_the_result_says():
+    model, x = zoo.pretrained("score_model"), load("mnist6k", "test").intensities()[:250]
+    noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(3))
+    for row in result("score_mnist")["rows"][::3]:
+        sigma = row["sigma"]
+        with torch.no_grad():
+            error = (sigma * model.score(x + sigma * noise, sigma) + noise).square().flatten(1).sum(1) / 2
+        assert abs(error.mean() - row["loss"]) < 6 * error.std() / 250**0.5 + 0.02 * row["loss"]
+        assert row["loss"] < row["zero"]
+
+
+def test_the_energy_of_digits_tells_them_from_what_is_none():
+    model, x = zoo.pretrained("ebm"), load("mnist6k", "test").intensities()[:250]
+    x = x + 0.1 * torch.randn(x.shape, generator=torch.Generator().manual_seed(0))
+    shuffled = x.flatten(1)[:, torch.randperm(784, generator=torch.Generator().manual_seed(0))].reshape(x.shape)
+    with torch.no_grad():
+        digits, others = model.energy(x), model.energy(shuffled)
+    assert (digits < others).float().mean() > 0.99
+
+
 def test_unknown_names_list_what_there_is():
     for question in (zoo.pretrained, zoo.card):
-        with pytest.raises(
-            ValueError, match="there is no trained model 'nothing'; there are nade, pixelrnn, wavenet, glow"
-        ):
+        with pytest.raises(ValueError, match=f"there is no trained model 'nothing'; there are {', '.join(zoo.ZOO)}$"):
             question("nothing")

@@ -21,6 +21,7 @@ from companion.experiments.autoregressive import (
     autoregressive_speed,
     wavenet_waves,
 )
+from companion.experiments.ebm import ebm_digits, ebm_plane, rbm_digits, score_mnist
 from companion.experiments.flows import flows_digits, flows_mnist, flows_plane
 from companion.experiments.gan import gan_collapse, gan_modes
 from companion.experiments.hvae import hvae_collapse, hvae_digits, latent_dimension
@@ -45,6 +46,10 @@ EXPERIMENTS: dict[str, Callable[..., list[Row]]] = {
         flows_plane,
         flows_digits,
         flows_mnist,
+        ebm_plane,
+        rbm_digits,
+        ebm_digits,
+        score_mnist,
     )
 }
 

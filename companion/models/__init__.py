@@ -1,6 +1,7 @@
 """The models, one module for each chapter. `capability_table()` says what each of them can do."""
 
 from companion.models.autoregressive import FVSBN, MADE, NADE, CausalTransformer, PixelCNN, PixelRNN, WaveNet
+from companion.models.ebm import EBM, RBM, AdversarialEBM, ScoreModel
 from companion.models.elbo import BernoulliMixture
 from companion.models.flows import MAF, NICE, Dequantised, Glow, ImageRealNVP, RealNVP
 from companion.models.gan import GAN
@@ -31,6 +32,10 @@ MODELS = (
     Glow,
     MAF,
     Dequantised,
+    RBM,
+    EBM,
+    AdversarialEBM,
+    ScoreModel,
 )
 
 __all__ = [

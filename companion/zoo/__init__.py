@@ -8,7 +8,7 @@ from pathlib import Path
 
 from torch import nn
 
-from companion.experiments import flows
+from companion.experiments import ebm, flows
 from companion.experiments.autoregressive import DIGITS, WAVENET
 from companion.models import Dequantised, WaveNet
 from companion.training import load_model
@@ -19,6 +19,8 @@ ZOO: dict[str, Callable[[], nn.Module]] = {
     "nade": DIGITS["NADE"][0],
     "pixelrnn": DIGITS["Diagonal BiLSTM"][0],
     "wavenet": lambda: WaveNet(**WAVENET),
+    "ebm": ebm.energy_model,
+    "score_model": ebm.score_model,
     "glow": lambda: Dequantised(flows.MNIST["Glow"][0](), alpha=flows.ALPHA),
 }
 

@@ -1,11 +1,12 @@
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
 from companion import experiments
-from companion.data import density, mu_law_encode, waves
+from companion.data import density, load, mu_law_encode, waves
 from companion.experiments import EXPERIMENTS, flows, run, vae_beta, vae_disentanglement
 from companion.experiments.autoregressive import (
     DIGITS,
@@ -15,12 +16,14 @@ from companion.experiments.autoregressive import (
     autoregressive_speed,
     wavenet_waves,
 )
+from companion.experiments.ebm import PLANE, ebm_digits, ebm_plane, rbm_digits, score_model
 from companion.experiments.flows import flows_digits, flows_plane
 from companion.experiments.gan import gan_collapse, gan_modes
 from companion.experiments.hvae import hvae_collapse, hvae_digits, latent_dimension, manifold
 from companion.models import NADE, Dequantised, IndependentPixels
+from companion.models.ebm import largest_distance, number_of_levels
 from companion.presets import splits
-from companion.training import load_model
+from companion.training import fit, load_model
 
 KEYS = {"name", "config", "versions", "hardware", "seconds", "rows"}
 
@@ -208,3 +211,51 @@ def test_models_of_the_flows_experiments_are_of_digits():
         # Averaged weights and running means of batch normalisation do not go together.
         has_running_means = any("BatchNorm" in type(module).__name__ for module in make().modules())
         assert has_running_means == (settings.ema_decay is None)
+
+
+def test_small_run_of_the_energies_in_the_plane():
+    rows = ebm_plane(densities=("moons",), methods=("noise contrast", "denoising"), seeds=(0, 2), steps=150)
+    assert [(row["method"], row["seed"]) for row in rows] == [
+        ("noise contrast", 0),
+        ("noise contrast", 2),
+        ("denoising", 0),
+        ("denoising", 2),
+    ]
+    for row in rows:
+        assert row["steps"] == 150 and 0 < row["kl"] < 5 and 0 < row["total_variation"] < 1
+        # Pinsker's inequality.
+        assert row["total_variation"] <= (row["kl"] / 2) ** 0.5
+    [again] = ebm_plane(densities=("moons",), methods=("denoising",), seeds=(2,), steps=150)
+    assert (again["kl"], again["total_variation"]) == (rows[3]["kl"], rows[3]["total_variation"])
+
+
+def test_every_method_in_the_plane_learns():
+    """A few steps, whatever the loss is called."""
+    x = density("moons").sample((200,))
+    for make, settings in PLANE.values():
+        model = fit(make(x), x, replace(settings, steps=2, batch_size=16), progress=False).model
+        assert model.energy(x).shape == (200,)
+
+
+def test_small_run_of_the_machines_on_digits():
+    floor, row = rbm_digits(models=("CD-1",), steps=100, hidden=6)
+    assert floor["negative_log_prob"] == pytest.approx(205.56, abs=0.05)
+    # After so little training the machine is nearly one of independent pixels, for which AIS is exact.
+    assert row["negative_log_prob"] < floor["negative_log_prob"]
+    assert row["ais_low"] < row["ais"] < row["ais_high"]
+    assert row["ais"] == pytest.approx(row["log_z"], abs=0.3)
+
+
+def test_small_run_of_the_energy_on_digits(tmp_path):
+    rows = ebm_digits(steps=2, folder=str(tmp_path))
+    assert [row["step"] for row in rows] == [1, 2]
+    # At the start chains are noise, and the quadratic bowl of the energy is lower there than at black pixels.
+    assert rows[0]["data"] > rows[0]["samples"]
+    assert (tmp_path / "ebm" / "model.safetensors").is_file()
+
+
+def test_levels_of_the_score_model_are_those_of_the_rule():
+    model = score_model()
+    high, low = model.sigmas[0].item(), model.sigmas[-1].item()
+    assert len(model.sigmas) == number_of_levels(16.0, 0.05, 784) and (high, low) == (16.0, pytest.approx(0.05))
+    assert 15 < largest_distance(load("mnist6k").intensities()) < 16
