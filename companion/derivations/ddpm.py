@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from scipy import optimize
+from scipy.special import xlogy
 from scipy.stats import multivariate_normal, norm
 from torch.distributions import Independent, Normal, kl_divergence
 
@@ -334,7 +335,7 @@ def ddpm_markov(rng: np.random.Generator) -> Lines:
             Mutant("q(x_t|x_0)", value(zero, gain, left)),
             Mutant("backwards: q(x_{t-1}|x_t,x_0) = q(x_{t-1}|x_t)", regression(2, 3, 0), erratum="E003-31"),
             Mutant(
-                "half of it from x_0", value(np.sqrt(s.alpha[3]) * one / 2, np.sqrt(s.alpha_bar[3]) * one / 2, left)
+                "√ᾱ_t on x_0 as well", value(np.sqrt(s.alpha[3]) * one, np.sqrt(s.alpha_bar[3]) * one, s.beta[3] * one)
             ),
             Mutant("slope 1", value(one, zero, s.beta[3] * one), erratum="E002-06"),
             Mutant("the variance 1-ᾱ_t", value(np.sqrt(s.alpha[3]) * one, zero, (1 - s.alpha_bar[3]) * one)),
@@ -2599,6 +2600,7 @@ def vdm_mutual_information(rng: np.random.Generator) -> Lines:
     given = norm.logpdf(x_t, np.sqrt(kept) * x_0, np.sqrt(1 - kept))
     ratio = sum(weight * p @ ((given - np.log(marginal(x_t, i))) @ of_noise) for i, p in enumerate(densities))
     entropy = -sum(weight @ (m * np.log(m)) for m in (marginal(nodes, i) for i in (0, 1)))
+    of_data = -sum(weight @ xlogy(p, p) for p in densities)
 
     def formula(left: float = 1 - kept, dims: float = 2.0, e: float = np.e) -> float:
         return entropy - dims / 2 * np.log(2 * np.pi * e * left)
@@ -2613,7 +2615,7 @@ def vdm_mutual_information(rng: np.random.Generator) -> Lines:
             Mutant("½ forgotten", {first: area(factor=1.0)}),
             Mutant("from SNR = 1", {first: area(low=1.0)}),
             Mutant("a denoiser that is not the best", {first: area(of=lambda rho: data.error(rho, bias=0.1))}),
-            Mutant("-H(x_0|x_t): the bits that are left", ratio - float(entropy)),
+            Mutant("-H(x_0|x_t): what is still unknown", ratio - of_data),
             Mutant("ᾱ_t for 1-ᾱ_t", formula(left=kept)),
             Mutant("d forgotten", formula(dims=1.0)),
             Mutant("e forgotten", formula(e=1.0)),

@@ -343,6 +343,8 @@ def test_the_largest_distance_is_that_of_all_pairs():
     brute = max((x - row).flatten(1).norm(dim=1).max().item() for row in x)
     assert largest_distance(x) == pytest.approx(brute, rel=1e-4)
     assert largest_distance(torch.tensor([[0.0], [3.0], [-4.0]])) == pytest.approx(7)
+    x[-2:] += torch.tensor([100.0, -100.0])[:, None, None]  # the last two
+    assert largest_distance(x) == pytest.approx((x[-1] - x[-2]).norm().item(), rel=1e-4)
     with pytest.raises(ValueError, match="at least two"):
         largest_distance(x[:1])
 

@@ -95,8 +95,8 @@ class ScoreModel(nn.Module):
         require_events(x, self.event_shape)
         sigma = self.sigmas[torch.randint(len(self.sigmas), (len(x),), device=x.device)].to(x.dtype)
         noise = torch.randn_like(x)
-        # Under autocast the network answers in bfloat16; the error is computed in the type of x.
-        scaled = self._scaled(x + self._broadcast(sigma) * noise, sigma).to(x.dtype)
+        # Under autocast the network answers in bfloat16; the sum has the type of x.
+        scaled = self._scaled(x + self._broadcast(sigma) * noise, sigma)
         error = (scaled + noise).square().flatten(1).sum(1) / 2
         return Loss(error, {"squared distance": error}, "weighted Fisher divergence")
 
