@@ -104,6 +104,7 @@ class Flow(nn.Module):
         Raises ValueError for n, a temperature or a label that mean nothing.
         """
         require_positive_int(n, "n")
+        require_label(label, self.classes, n)
         if not (isinstance(temperature, int | float) and 0 <= temperature < math.inf):
             raise ValueError(f"temperature must be a finite number, not negative, got {temperature!r}")
         z = self._like.new_empty(n, self.dims)
@@ -113,7 +114,9 @@ class Flow(nn.Module):
             # The log-ratio of two exponentials is logistic. The logit of a uniform would be infinite at times.
             z.exponential_(generator=generator).log_()
             z -= torch.empty_like(z).exponential_(generator=generator).log_()
-        return self.generate(temperature * z, label)[0]
+        # As `generate`, but what has just been drawn needs no check.
+        with torch.autocast(z.device.type, enabled=False):
+            return self.layers(temperature * z, label)[0]
 
     def _log_prob(self, x: Tensor, label: Tensor | None) -> Float[Tensor, " batch"]:
         z, log_det = self.layers.inverse(x, label)
