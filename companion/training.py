@@ -161,19 +161,26 @@ def fit(
     return Fit(model, run.history, run.best_step)
 
 
-def save_model(model: nn.Module, path: Path | str, metadata: dict[str, str]) -> None:
-    """Write the weights as a safetensors file, whole or not at all, with `metadata` in its header."""
-    _write(Path(path), dict(model.state_dict()), metadata)
+def save_model(model: nn.Module, path: Path | str, metadata: dict[str, str], half: bool = False) -> None:
+    """Write the weights as a safetensors file, whole or not at all, with `metadata` in its header; with `half` those of
+    32 bits are rounded to bfloat16, for a file of half the size."""
+    tensors = dict(model.state_dict())
+    if half:
+        tensors = {name: t.bfloat16() if t.dtype == torch.float32 else t for name, t in tensors.items()}
+    _write(Path(path), tensors, metadata)
 
 
 def load_model(model: nn.Module, path: Path | str) -> dict[str, str]:
-    """Put the weights of a safetensors file into `model`, and return the file's metadata.
+    """Put the weights of a safetensors file into `model`, and return the file's metadata. Those that were written as
+    bfloat16 become float32, which holds them exactly.
 
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: it is damaged, or its weights are not those of such a model.
     """
     tensors, metadata = _read(Path(path))
+    wide = {name for name, t in model.state_dict().items() if t.dtype == torch.float32}
+    tensors = {name: t.float() if t.dtype == torch.bfloat16 and name in wide else t for name, t in tensors.items()}
     _load_weights(model, tensors, Path(path))
     return metadata
 

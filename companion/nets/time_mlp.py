@@ -16,13 +16,17 @@ class TimeMLP(nn.Module):
         hidden: the width.
         blocks: of two layers each.
         classes: of labels; see `TimeEmbedding`.
+        dims_out: of the answer, if not those of the vectors, as for a learned variance.
 
     Raises ValueError for an argument that means nothing.
     """
 
-    def __init__(self, dims: int, hidden: int = 128, blocks: int = 2, classes: int | None = None):
+    def __init__(
+        self, dims: int, hidden: int = 128, blocks: int = 2, classes: int | None = None, dims_out: int | None = None
+    ):
         super().__init__()
-        for name, value in (("dims", dims), ("hidden", hidden), ("blocks", blocks)):
+        dims_out = dims if dims_out is None else dims_out
+        for name, value in (("dims", dims), ("hidden", hidden), ("blocks", blocks), ("dims_out", dims_out)):
             require_positive_int(value, name)
         self.classes = classes
         self.embed = TimeEmbedding(32, hidden, classes)
@@ -31,13 +35,13 @@ class TimeMLP(nn.Module):
             nn.ModuleList([nn.Linear(hidden, hidden), nn.Linear(hidden, hidden, bias=False), nn.Linear(hidden, hidden)])
             for _ in range(blocks)
         )
-        self.last = nn.Linear(hidden, dims)
+        self.last = nn.Linear(hidden, dims_out)
         nn.init.zeros_(self.last.weight)
         nn.init.zeros_(self.last.bias)
 
     def forward(
         self, x: Float[Tensor, "batch dims"], t: Shaped[Tensor, " batch"], label: Int[Tensor, " batch"] | None = None
-    ) -> Float[Tensor, "batch dims"]:
+    ) -> Float[Tensor, "batch dims_out"]:
         """Raises TypeError or ValueError for a t or a label that does not fit."""
         embedding = F.silu(self.embed(len(x), t, label))
         h = self.first(x)

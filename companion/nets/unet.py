@@ -13,7 +13,7 @@ from companion.validate import require_positive_int
 
 
 class UNet(nn.Module):
-    """Images to images of the same shape, given a number t for each, and zero at the start.
+    """Images to images of the same sides, given a number t for each, and zero at the start.
 
     On the way down residual blocks, each level but the first after a halving of the sides; two blocks in the middle; on
     the way up, at each level, one block more than on the way down, given also what the way down had there, which the
@@ -30,6 +30,7 @@ class UNet(nn.Module):
         classes: of labels; see `TimeEmbedding`. None is a network without labels.
         patch: p × p pixels make one position with p² as many channels, and are taken apart again at the end: the
             network is p² times cheaper, and coarser.
+        channels_out: of the answer, if not those of the images, as for a learned variance.
 
     Raises ValueError for an argument that means nothing.
     """
@@ -44,10 +45,12 @@ class UNet(nn.Module):
         embedding: int | None = None,
         classes: int | None = None,
         patch: int = 1,
+        channels_out: int | None = None,
     ):
         super().__init__()
         embedding = 4 * channels if embedding is None else embedding
-        _require(channels_in, channels, multipliers, blocks, attention, patch)
+        channels_out = channels_in if channels_out is None else channels_out
+        _require(channels_in, channels, multipliers, blocks, attention, patch, channels_out)
         self.channels_in, self.classes, self.patch = channels_in, classes, patch
         self.multiple = patch * 2 ** (len(multipliers) - 1)
         self.embed = TimeEmbedding(channels, embedding, classes)
@@ -73,14 +76,14 @@ class UNet(nn.Module):
             if level:
                 self.up.append(Double(width))
         self.norm = group_norm(width)
-        self.last = zeroed(nn.Conv2d(width, channels_in * patch**2, 3, padding=1))
+        self.last = zeroed(nn.Conv2d(width, channels_out * patch**2, 3, padding=1))
 
     def forward(
         self,
         x: Float[Tensor, "batch channels_in height width"],
         t: Shaped[Tensor, " batch"],
         label: Int[Tensor, " batch"] | None = None,
-    ) -> Float[Tensor, "batch channels_in height width"]:
+    ) -> Float[Tensor, "batch channels_out height width"]:
         """t: of the order of 1 to 1,000; two that differ by about 1 are told apart.
 
         Raises TypeError or ValueError for images, times or labels that do not fit: the sides must be multiples of
@@ -175,8 +178,9 @@ def zeroed(layer: nn.Module) -> nn.Module:
     return layer
 
 
-def _require(channels_in, channels, multipliers, blocks, attention, patch) -> None:
+def _require(channels_in, channels, multipliers, blocks, attention, patch, channels_out) -> None:
     sizes = {"channels_in": channels_in, "channels": channels, "blocks": blocks, "patch": patch}
+    sizes["channels_out"] = channels_out
     for name, value in sizes.items():
         require_positive_int(value, name)
     if channels % 4:

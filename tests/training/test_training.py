@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import nn
 
 from companion.models.questions import Loss, Player, answers
@@ -573,6 +574,20 @@ def test_weights_are_kept_with_their_metadata(tmp_path):
         load_model(other, tmp_path / "nothing.safetensors")
     with pytest.raises(ValueError, match="another model"):
         load_model(Toy(width=3), tmp_path / "model.safetensors")
+
+
+def test_weights_of_half_the_size_are_the_rounded_ones(tmp_path):
+    model, other = Toy(seed=1), Toy(seed=2)
+    for half in (False, True):
+        save_model(model, tmp_path / f"{half}.safetensors", {}, half=half)
+    load_model(other, tmp_path / "True.safetensors")
+    assert all(t.dtype == torch.float32 for t in other.state_dict().values())
+    assert torch.equal(weights(other), weights(model).bfloat16().float())
+    assert not torch.equal(weights(other), weights(model))
+    sizes = [sum(t.nbytes for t in load_file(tmp_path / f"{half}.safetensors").values()) for half in (False, True)]
+    assert sizes[0] == 2 * sizes[1]
+    with pytest.raises(ValueError, match="another model"):
+        load_model(Toy(seed=1).double(), tmp_path / "True.safetensors")
 
 
 def test_tied_weights_are_kept(tmp_path):
