@@ -26,6 +26,11 @@ from companion.conformance.densities import (
     sampler_agrees_by_gradient,
     sampler_repeatable,
 )
+from companion.conformance.diffusion import (
+    denoiser_matches_score,
+    sampler_without_final_noise,
+    schedule_consistent,
+)
 from companion.conformance.layers import autoregressive, log_det_matches_autograd
 from companion.conformance.losses import loss_in_unit
 from companion.conformance.outcomes import ConformanceError, Outcome, Report
@@ -43,6 +48,7 @@ __all__ = [
     "bound_within_unit_mass",
     "bounds_agree",
     "check",
+    "denoiser_matches_score",
     "energy_matches_log_prob",
     "log_det_matches_autograd",
     "loss_in_unit",
@@ -53,5 +59,7 @@ __all__ = [
     "sampler_agrees",
     "sampler_agrees_by_gradient",
     "sampler_repeatable",
+    "sampler_without_final_noise",
+    "schedule_consistent",
     "score_matches_gradient",
 ]

@@ -158,7 +158,7 @@ def ddpm_alpha_bar(rng: np.random.Generator) -> Lines:
 
 @verifies(
     "ddpm-forward-step",
-    r"q(x_t\mid x_{t-1})=N\big(x_t;\sqrt{\alpha_t}\,x_{t-1},\beta_tI\big),\qquad"
+    r"q(x_t\mid x_{t-1})=N\big(x_t;\sqrt{\alpha_t}\,x_{t-1},\beta_tI\big),\qquad "
     r"x_t=\sqrt{1-\beta_t}\,x_{t-1}+\sqrt{\beta_t}\,\epsilon_t",
     kind="definition",
     route="quadrature",
@@ -994,7 +994,7 @@ def _standard(x: Array) -> Array:
 
 @verifies(
     "ddpm-reverse-joint",
-    r"p_\theta(x_{0:T})=p(x_T)\prod_{t=1}^Tp_\theta(x_{t-1}\mid x_t),\quad p(x_T)=N(x_T;0,I),\qquad"
+    r"p_\theta(x_{0:T})=p(x_T)\prod_{t=1}^Tp_\theta(x_{t-1}\mid x_t),\quad p(x_T)=N(x_T;0,I),\qquad "
     r"p_\theta(x_0)=\int p_\theta(x_{0:T})\,dx_{1:T}",
     kind="definition",
     route="quadrature",

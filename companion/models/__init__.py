@@ -1,8 +1,10 @@
 """The models, one module for each chapter. `capability_table()` says what each of them can do."""
 
 from companion.models.autoregressive import FVSBN, MADE, NADE, CausalTransformer, PixelCNN, PixelRNN, WaveNet
+from companion.models.ddpm import DDPM, VDM
 from companion.models.ebm import EBM, RBM, AdversarialEBM, ScoreModel
 from companion.models.elbo import BernoulliMixture
+from companion.models.faster_sampling import ConsistencyModel, LatentDiffusion, ProgressiveDistillation
 from companion.models.flows import MAF, NICE, Dequantised, Glow, ImageRealNVP, RealNVP
 from companion.models.gan import GAN
 from companion.models.generative_problem import GaussianMixture, IndependentPixels, ProbabilisticPCA
@@ -36,6 +38,11 @@ MODELS = (
     EBM,
     AdversarialEBM,
     ScoreModel,
+    DDPM,
+    VDM,
+    LatentDiffusion,
+    ProgressiveDistillation,
+    ConsistencyModel,
 )
 
 __all__ = [
