@@ -98,6 +98,29 @@ def _score_model(levels: tuple[float, float, int], network: dict, **arguments) -
     return ScoreModel(UNet(1, **network), (1, 28, 28), geometric_levels(*levels), **arguments)
 
 
+def _ddpm(schedule: str, network: dict, **arguments) -> nn.Module:
+    from companion.models import ddpm
+    from companion.nets.unet import UNet
+
+    betas = getattr(ddpm, f"{schedule}_schedule")()
+    return ddpm.DDPM(UNet(1, **network), (1, 28, 28), betas, levels=256, **arguments)
+
+
+def _vdm(network: dict) -> nn.Module:
+    from companion.models.ddpm import VDM
+    from companion.nets.fourier import Fourier
+    from companion.nets.unet import UNet
+
+    return VDM(Fourier(UNet(5, channels_out=1, **network)), (1, 28, 28), levels=256)
+
+
+def _consistency(network: dict, **arguments) -> nn.Module:
+    from companion.models.faster_sampling import ConsistencyModel
+    from companion.nets.unet import UNet
+
+    return ConsistencyModel(UNet(1, **network), (1, 28, 28), levels=256, **arguments)
+
+
 def _gan(**arguments) -> nn.Module:
     from companion.models.gan import GAN
 
@@ -138,6 +161,16 @@ _PAPER_FLOW = Settings(
     log_every=500,
     validate_every=2000,
     patience=10,
+    checkpoint_every=5000,
+)
+
+_DIFFUSION = Settings(steps=2000, batch_size=32, clip_norm=1.0, ema_decay=0.998, checkpoint_every=500)
+_PAPER_DIFFUSION = Settings(
+    steps=800_000,
+    learning_rate=2e-4,
+    clip_norm=1.0,
+    ema_decay=0.9999,
+    log_every=500,
     checkpoint_every=5000,
 )
 
@@ -493,6 +526,93 @@ PRESETS: dict[str, dict[str, Preset]] = {
                 validate_every=5000,
                 checkpoint_every=5000,
             ),
+            data="mnist",
+            binarised="no",
+        ),
+    },
+    "ddpm": {
+        "quick": Preset(
+            "A linear schedule of 1,000 steps, the simple loss, a small U-Net on patches of 2 × 2 pixels.",
+            lambda: _ddpm("linear", dict(channels=32, multipliers=(1, 2), patch=2)),
+            _DIFFUSION,
+            data="mnist6k",
+            binarised="no",
+        ),
+        "paper": Preset(
+            "Ho et al. (2020) as on CIFAR-10: 128 channels, two blocks at each level, self-attention from the second "
+            "on, batches of 128, Adam at 2 · 10⁻⁴, gradients clipped to norm 1, averaged weights, 800,000 steps. "
+            "Theirs: four levels for 32 × 32 pixels, dropout of 0.1 and a warm-up; ours: the three that 28 × 28 pixels "
+            "have room for.",
+            lambda: _ddpm(
+                "linear", dict(channels=128, multipliers=(1, 2, 2), blocks=2, attention=2), variance="forward"
+            ),
+            _PAPER_DIFFUSION,
+            data="mnist",
+            binarised="no",
+        ),
+    },
+    "conditional_ddpm": {
+        "quick": Preset(
+            "The quick DDPM, given the labels, one in ten of which is hidden, for guidance.",
+            lambda: _ddpm("linear", dict(channels=32, multipliers=(1, 2), patch=2, classes=10)),
+            _DIFFUSION,
+            data="mnist6k",
+            binarised="no",
+            labelled=True,
+        ),
+        "paper": Preset(
+            "Nichol and Dhariwal (2021), with labels: a cosine schedule of 1,000 steps, a learned variance, the hybrid "
+            "loss, batches of 128, Adam at 10⁻⁴, 500,000 steps. Theirs on other images, with three blocks at each of "
+            "four levels and 4,000 steps; the labels are hidden at times as in Ho and Salimans (2022).",
+            lambda: _ddpm(
+                "cosine",
+                dict(channels=128, multipliers=(1, 2, 2), blocks=2, attention=2, classes=10, channels_out=2),
+                variance="learned",
+                objective="hybrid",
+            ),
+            replace(_PAPER_DIFFUSION, steps=500_000, learning_rate=1e-4),
+            data="mnist",
+            binarised="no",
+            labelled=True,
+        ),
+    },
+    "vdm": {
+        "quick": Preset(
+            "A learned schedule, Fourier features, a small U-Net on patches of 2 × 2 pixels.",
+            lambda: _vdm(dict(channels=32, multipliers=(1, 2), patch=2)),
+            replace(_DIFFUSION, clip_norm=None),
+            data="mnist6k",
+            binarised="no",
+        ),
+        "paper": Preset(
+            "Kingma et al. (2021): no change of resolution, 128 channels, batches of 128, AdamW at 2 · 10⁻⁴ with "
+            "weight decay 0.01, averaged weights. Theirs on CIFAR-10: 32 blocks each way, self-attention in the "
+            "middle, dropout and 10 million steps; ours: 8 blocks, and 800,000 steps.",
+            lambda: _vdm(dict(channels=128, multipliers=(1,), blocks=8, attention=0)),
+            replace(_PAPER_DIFFUSION, clip_norm=None, weight_decay=0.01),
+            data="mnist",
+            binarised="no",
+        ),
+    },
+    "consistency": {
+        "quick": Preset(
+            "Training without a teacher, 18 levels of noise, a small U-Net on patches of 2 × 2 pixels.",
+            lambda: _consistency(dict(channels=32, multipliers=(1, 2), patch=2), metric="pseudo-huber"),
+            replace(_DIFFUSION, steps=3000),
+            data="mnist6k",
+            binarised="no",
+        ),
+        "paper": Preset(
+            "Song and Dhariwal (2023) as far as our model goes: no teacher, no lagging target network, a pseudo-Huber "
+            "distance, batches of 1,024, Adam at 10⁻⁴, averaged weights, 400,000 steps. Theirs on CIFAR-10: a larger "
+            "network, a number of levels that grows from 10 to 1,280, and levels drawn from a log-normal distribution; "
+            "ours: 160 levels, drawn evenly.",
+            lambda: _consistency(
+                dict(channels=128, multipliers=(1, 2, 2), blocks=2, attention=2),
+                noise_levels=160,
+                metric="pseudo-huber",
+            ),
+            replace(_PAPER_DIFFUSION, steps=400_000, batch_size=1024, learning_rate=1e-4, clip_norm=None),
             data="mnist",
             binarised="no",
         ),
