@@ -39,6 +39,8 @@ test: $(VENV)/.installed  ## unit tests, then every chapter executed and compare
 
 bench: $(VENV)/.installed  ## speed beside peer libraries
 	$(BIN)/pip install --quiet '.[bench]'
+	# Without what they ask for: torchvision is not needed here, and would bring another torch.
+	$(BIN)/pip install --quiet --no-deps denoising-diffusion-pytorch ema-pytorch pytorch-fid
 	$(BIN)/python -m benchmarks
 
 verify: $(VENV)/.installed  ## the checks of all equations, as a table
