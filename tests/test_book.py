@@ -29,6 +29,10 @@ probability-conservation nice-additive-coupling realnvp-forward realnvp-inverse 
 glow-1x1conv glow-actnorm dequantization ebm-density boltzmann-temperature energy-ordering
 score-is-minus-grad-energy fisher-divergence score-matching-implicit sliced-score-matching denoising-score-matching
 ebm-mle-gradient contrastive-divergence noise-contrastive-estimation langevin-sampling
+ddpm-alpha-bar ddpm-forward-step ddpm-marginal ddpm-variance-preserving ddpm-forward-joint ddpm-markov
+ddpm-reverse-joint ddpm-reverse-kernel ddpm-prior-kl ddpm-path-elbo vdm-elbo-three-terms ddpm-posterior-mean
+ddpm-posterior-variance ddpm-mu-eps complete-the-square ddpm-posterior-kl-mse eps-score-relation tweedie
+ddpm-elbo-optimal ddpm-sampling consistency-function ode-truncation-error progressive-distillation latent-diffusion
 """.split()
 
 

@@ -64,3 +64,27 @@ def test_unknown_names_list_what_there_is():
     for question in (zoo.pretrained, zoo.card):
         with pytest.raises(ValueError, match=f"there is no trained model 'nothing'; there are {', '.join(zoo.ZOO)}$"):
             question("nothing")
+
+
+def test_the_diffusion_of_digits_is_as_good_as_the_result_says():
+    model = zoo.pretrained("ddpm")
+    test = load("mnist6k", "test")
+    x, label = test.intensities()[200:400], test.labels[200:400]
+    assert (zoo.FOLDER / "ddpm.safetensors").stat().st_size < 5e6
+    for row in result("ddpm_mnist")["rows"]:
+        if row["time"] in (1, 10, 100, 500):
+            bits = bits_per_dim(model.term(x, row["time"], label, torch.Generator().manual_seed(3)), x.shape[1:])
+            assert abs(bits.mean() - row["bits"]) < 6 * (bits.std() / 200**0.5 + row["error"])
+    card = zoo.card("ddpm")
+    assert set(card) >= {"data", "steps", "batch_size", "seed", "hardware", "seconds", "bits_per_dim"}
+
+
+def test_the_diffusion_draws_the_digits_it_is_asked_for():
+    """Nearest test digits, in the energy of a blurred difference, are mostly of the same class."""
+    model, test = zoo.pretrained("ddpm"), load("mnist6k", "test")
+    label = torch.arange(10).repeat(4)
+    samples = model.sample(40, torch.Generator().manual_seed(0), label=label, guidance=1.0, steps=15)
+    blur = torch.nn.AvgPool2d(3, 1, 1)
+    distance = torch.cdist(blur(samples).flatten(1), blur(test.intensities()).flatten(1))
+    nearest = test.labels[distance.topk(5, largest=False).indices].mode(1).values
+    assert (nearest == label).float().mean() > 0.8

@@ -21,7 +21,9 @@ from companion.experiments.autoregressive import (
     autoregressive_speed,
     wavenet_waves,
 )
+from companion.experiments.ddpm import ddpm_digits, ddpm_mnist
 from companion.experiments.ebm import ebm_digits, ebm_plane, rbm_digits, score_mnist
+from companion.experiments.faster_sampling import few_steps_plane, sampler_digits
 from companion.experiments.flows import flows_digits, flows_mnist, flows_plane
 from companion.experiments.gan import gan_collapse, gan_modes
 from companion.experiments.hvae import hvae_collapse, hvae_digits, latent_dimension
@@ -50,6 +52,10 @@ EXPERIMENTS: dict[str, Callable[..., list[Row]]] = {
         rbm_digits,
         ebm_digits,
         score_mnist,
+        ddpm_mnist,
+        ddpm_digits,
+        sampler_digits,
+        few_steps_plane,
     )
 }
 

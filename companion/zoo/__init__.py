@@ -8,7 +8,7 @@ from pathlib import Path
 
 from torch import nn
 
-from companion.experiments import ebm, flows
+from companion.experiments import ddpm, ebm, flows
 from companion.experiments.autoregressive import DIGITS, WAVENET
 from companion.models import Dequantised, WaveNet
 from companion.training import load_model
@@ -21,6 +21,7 @@ ZOO: dict[str, Callable[[], nn.Module]] = {
     "wavenet": lambda: WaveNet(**WAVENET),
     "ebm": ebm.energy_model,
     "score_model": ebm.score_model,
+    "ddpm": ddpm.ddpm,
     "glow": lambda: Dequantised(flows.MNIST["Glow"][0](), alpha=flows.ALPHA),
 }
 
