@@ -43,7 +43,7 @@ class Null(nn.Module):
 
 def denoising_diffusion() -> ModuleType | None:
     """Its trainer reads files of images by torchvision, which is not needed here: a stand-in where it is missing."""
-    if importlib.util.find_spec("torchvision") is None:
+    if "torchvision" not in sys.modules and importlib.util.find_spec("torchvision") is None:
         parts = {name: ModuleType(f"torchvision.{name}") for name in ("transforms", "utils")}
         package = ModuleType("torchvision")
         package.__dict__.update(parts, __path__=[])

@@ -102,7 +102,8 @@ class DDPM(nn.Module):
             self.register_buffer(name, values, persistent=False)
         # Where and in what precision to draw.
         self.register_buffer("_like", torch.empty(0), persistent=False)
-        self.alpha_bars = bars
+        # log ᾱ/(1 - ᾱ) at times 1 to T.
+        self.alpha_bars, self._log_snr = bars, torch.logit(bars[1:]).numpy()
 
     # Training
 
@@ -235,9 +236,8 @@ class DDPM(nn.Module):
         if spacing == "time":
             times = np.linspace(self.steps, 0, steps + 1)
         elif spacing == "log_snr":
-            log_snr = torch.logit(self.alpha_bars[1:]).numpy()
-            wanted = np.linspace(log_snr[-1], log_snr[0], steps)
-            times = np.append(np.interp(wanted, log_snr[::-1], np.arange(self.steps, 0, -1)), 0)
+            wanted = np.linspace(self._log_snr[-1], self._log_snr[0], steps)
+            times = np.append(np.interp(wanted, self._log_snr[::-1], np.arange(self.steps, 0, -1)), 0)
         else:
             raise ValueError(f"spacing must be 'time' or 'log_snr', got {spacing!r}")
         whole = [round(t) for t in times]
@@ -296,12 +296,11 @@ class DDPM(nn.Module):
     @property
     def log_snr_range(self) -> tuple[float, float]:
         """log ᾱ/(1 - ᾱ) at times T and 1."""
-        high, low = torch.logit(self.alpha_bars[[-1, 1]]).tolist()
-        return high, low
+        return float(self._log_snr[-1]), float(self._log_snr[0])
 
     def time(self, log_snr: float) -> float:
         """The real t with log ᾱ_t/(1 - ᾱ_t) = `log_snr`, linear between whole ones. Raises ValueError out of range."""
-        table = torch.logit(self.alpha_bars[1:]).numpy()
+        table = self._log_snr
         if not table[-1] - 1e-9 <= log_snr <= table[0] + 1e-9:
             raise ValueError(f"log_snr must be from {table[-1]:g} to {table[0]:g}, got {log_snr:g}")
         return float(np.interp(log_snr, table[::-1], np.arange(self.steps, 0, -1)))
@@ -392,8 +391,8 @@ class DDPM(nn.Module):
         if not 1 <= t <= self.steps:
             raise ValueError(f"t must be from 1 to {self.steps}, got {t!r}")
         below = min(int(t), self.steps - 1)
-        logits = torch.logit(self.alpha_bars[below : below + 2]).tolist()
-        logit = logits[0] + (t - below) * (logits[1] - logits[0])
+        low, high = self._log_snr[below - 1 : below + 1].tolist()
+        logit = low + (t - below) * (high - low)
         return math.sqrt(1 / (1 + math.exp(-logit))), math.sqrt(1 / (1 + math.exp(logit)))
 
     def _evaluated_term(
