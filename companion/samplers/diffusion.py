@@ -8,6 +8,7 @@ and a `Grid`, the times at which they stop. They know neither the network nor th
 once, before the first step, and no noise is added in the last step.
 """
 
+import inspect
 import math
 from collections.abc import Callable, Iterator
 from itertools import pairwise
@@ -220,6 +221,19 @@ def predictor_corrector(
             delta = 2 * alpha * (snr * norms[0] / norms[1]).square()
             x = x + delta * score + (2 * delta).sqrt() * fresh
     return _finite(x)
+
+
+def follow(
+    sampler: Callable[..., Tensor],
+    eps: Eps,
+    x: Float[Tensor, " batch *event"],
+    grid: Grid,
+    generator: torch.Generator | None,
+    progress: bool,
+) -> Float[Tensor, " batch *event"]:
+    """Call a sampler, with the generator if it draws anything: those of the probability-flow ODE do not."""
+    draws = "generator" in inspect.signature(sampler).parameters
+    return sampler(eps, x, grid, progress=progress, **({"generator": generator} if draws else {}))
 
 
 def require_grid(grid: Grid) -> None:

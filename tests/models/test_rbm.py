@@ -17,13 +17,7 @@ from companion.training import Settings, fit, load_model, save_model
 F64 = torch.float64
 SIZES = [((1, 2, 2), 3), ((3,), 5), ((1,), 1)]
 
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def machine(shape=(1, 2, 2), hidden=3, seed=0, **arguments):

@@ -453,19 +453,10 @@ def test_bad_arguments_are_refused(arguments, match):
 
 
 @pytest.mark.parametrize("method", ["score", "loss", "denoised"])
-def test_bad_examples_are_refused(method):
+def test_bad_examples_are_refused(method, refuses_bad_examples):
     model, good = ScoreModel(TimeMLP(2), (2,), SIGMAS), torch.zeros(3, 2)
     call = {"score": lambda x: model.score(x, 1.0), "loss": model.loss, "denoised": model.denoised}[method]
-    call(good)
-    for bad, error, match in (
-        (good[0], ValueError, "shape"),
-        (good[:, :1], ValueError, "shape"),
-        (good * math.nan, ValueError, "finite"),
-        (good.long(), TypeError, "floating"),
-        ([0.0, 0.0], TypeError, "torch.Tensor"),
-    ):
-        with pytest.raises(error, match=match):
-            call(bad)
+    refuses_bad_examples(call, good)
 
 
 def test_levels_that_were_not_learned_are_refused():

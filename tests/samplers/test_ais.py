@@ -13,13 +13,7 @@ from companion.samplers import ais, geometric_path, hmc, mala, reverse_ais
 
 F64 = torch.float64
 
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def seeded(seed=0):

@@ -20,13 +20,7 @@ SAMPLERS = {
     "hmc": lambda *a, **k: hmc(*a, leapfrog_steps=3, **k),
 }
 
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def seeded(seed=0):

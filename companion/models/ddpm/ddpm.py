@@ -16,12 +16,13 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from companion.models.ddpm.decoder import discretised_gaussian
+from companion.models.ddpm.levels import require_level_count, stretched, unstretched
 from companion.models.ddpm.predictions import Prediction, from_eps, require_prediction, to_eps
 from companion.models.ddpm.schedules import alpha_bars
 from companion.models.flows.flow import require_shape
 from companion.models.questions import Loss
-from companion.samplers.diffusion import Eps, Grid, ancestral
-from companion.validate import require_events, require_label, require_levels, require_positive_int
+from companion.samplers.diffusion import Eps, Grid, ancestral, follow
+from companion.validate import require_events, require_label, require_positive_int
 
 Variance = Literal["posterior", "forward", "learned"]
 Objective = Literal["simple", "bound", "hybrid"]
@@ -72,8 +73,7 @@ class DDPM(nn.Module):
                 f"objective 'hybrid' goes with variance 'learned', and 'simple' cannot learn one, got {objective!r} "
                 f"with {variance!r}"
             )
-        if levels is not None and (isinstance(levels, bool) or not isinstance(levels, int) or levels < 2):
-            raise ValueError(f"levels must be an integer of at least 2, or None, got {levels!r}")
+        require_level_count(levels)
         if not (isinstance(label_dropout, int | float) and 0 <= label_dropout <= 1):
             raise ValueError(f"label_dropout must be a number from 0 to 1, got {label_dropout!r}")
         bars = alpha_bars(betas)
@@ -113,7 +113,7 @@ class DDPM(nn.Module):
         Raises TypeError or ValueError for a wrong shape or dtype of x, values that are no levels, NaN, and a label that
         is missing, not asked for, or out of range.
         """
-        x0 = self._scaled(x)
+        x0 = self.scaled(x)
         require_label(label, self.classes, len(x))
         if self.classes is not None:
             hidden = torch.rand(len(x), device=x.device) < self.label_dropout
@@ -154,7 +154,7 @@ class DDPM(nn.Module):
 
         Raises as `loss`; ValueError for `terms` below 2.
         """
-        x0 = self._scaled(x)
+        x0 = self.scaled(x)
         self._require_optional_label(label, len(x))
         total = -self._prior_kl(x0)
         for times, weight in self._draw_times(len(x), terms, generator):
@@ -176,13 +176,13 @@ class DDPM(nn.Module):
         """
         if isinstance(t, bool) or not isinstance(t, int) or not 1 <= t <= self.steps:
             raise ValueError(f"t must be an integer from 1 to {self.steps}, got {t!r}")
-        x0 = self._scaled(x)
+        x0 = self.scaled(x)
         self._require_optional_label(label, len(x))
         return self._evaluated_term(x0, torch.full((len(x),), t, device=x.device), label, generator)
 
     def prior_kl(self, x: Float[Tensor, " batch *event"]) -> Float[Tensor, " batch"]:
         """KL(q(x_T|x_0)‖N(0, I)), nats: what is left of the data at the end. Raises as `loss`."""
-        return self._prior_kl(self._scaled(x))
+        return self._prior_kl(self.scaled(x))
 
     # Sampling
 
@@ -214,8 +214,8 @@ class DDPM(nn.Module):
             eps = self.predictor(label, guidance, variance=self.variance == "learned")
         else:
             eps = self.predictor(label, guidance)
-        accepts = {"generator": generator} if _draws(sampler) else {}
-        return self.unscaled(sampler(eps, self.noise(n, generator), self.grid(steps), progress=progress, **accepts))
+        x = follow(sampler, eps, self.noise(n, generator), self.grid(steps), generator, progress)
+        return self.unscaled(x)
 
     @torch.no_grad()
     def noise(self, n: int, generator: torch.Generator | None = None) -> Float[Tensor, " n *event"]:
@@ -307,20 +307,13 @@ class DDPM(nn.Module):
 
     def scaled(self, x: Float[Tensor, " batch *event"]) -> Float[Tensor, " batch *event"]:
         """x as it is inside: stretched from [0, 1] to [-1, 1] where there are levels. Raises as `loss`."""
-        return self._scaled(x)
+        return stretched(x, self.event_shape, self.levels)
 
     def unscaled(self, x: Float[Tensor, " batch *event"]) -> Float[Tensor, " batch *event"]:
-        """The inverse of `scaled`. What a sampler left a little outside of [-1, 1] is put on its edge, as the outermost
-        cells of the decoder reach to infinity."""
-        return x if self.levels is None else ((x + 1) / 2).clamp(0, 1)
+        """The inverse of `scaled`."""
+        return unstretched(x, self.levels)
 
     # Inside
-
-    def _scaled(self, x: Tensor) -> Tensor:
-        require_events(x, self.event_shape)
-        if self.levels is None:
-            return x
-        return require_levels(x, self.levels) * (2 / (self.levels - 1)) - 1
 
     def _noised(self, x0: Tensor, t: Tensor, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
         eps = torch.empty_like(x0).normal_(generator=generator)
@@ -429,10 +422,3 @@ class DDPM(nn.Module):
 
 def _padded(values: Tensor) -> Tensor:
     return torch.cat([values.new_zeros(1), values])
-
-
-def _draws(sampler: Callable[..., Tensor]) -> bool:
-    """Whether a sampler takes a generator; those of the probability-flow ODE draw nothing."""
-    import inspect
-
-    return "generator" in inspect.signature(sampler).parameters

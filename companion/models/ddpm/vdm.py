@@ -6,7 +6,6 @@ fit(model, x, Settings(steps=10_000, ema_decay=0.999))
 model.elbo(x), model.sample(64)
 """
 
-import inspect
 import math
 from collections.abc import Callable
 from typing import Literal
@@ -16,11 +15,12 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from companion.models.ddpm.levels import require_level_count, stretched, unstretched
 from companion.models.ddpm.predictions import from_eps, to_eps
 from companion.models.flows.flow import require_shape
 from companion.models.questions import Loss
-from companion.samplers.diffusion import Eps, Grid, ancestral
-from companion.validate import require_events, require_levels, require_positive_int
+from companion.samplers.diffusion import Eps, Grid, ancestral, follow
+from companion.validate import require_events, require_positive_int
 
 
 class VDM(nn.Module):
@@ -58,8 +58,7 @@ class VDM(nn.Module):
             raise ValueError(f"gamma must be two finite numbers, the first below the second, got {gamma!r}")
         if schedule not in ("learned", "fixed"):
             raise ValueError(f"schedule must be 'learned' or 'fixed', got {schedule!r}")
-        if levels is not None and (isinstance(levels, bool) or not isinstance(levels, int) or levels < 2):
-            raise ValueError(f"levels must be an integer of at least 2, or None, got {levels!r}")
+        require_level_count(levels)
         self.network, self.event_shape, self.levels = network, tuple(event_shape), levels
         self.dims = math.prod(event_shape)
         learned = schedule == "learned"
@@ -86,7 +85,7 @@ class VDM(nn.Module):
         Under autocast only the network is in bfloat16. Raises TypeError or ValueError for a wrong shape or dtype of x,
         values that are no levels, and NaN.
         """
-        x0 = self._scaled(x)
+        x0 = self.scaled(x)
         places = torch.arange(len(x0), dtype=x0.dtype, device=x0.device) / len(x0)
         m, slope = self._inside((torch.rand_like(places[:1]) + places) % 1)
         diffusion = self._span() * slope * self._error(x0, m)
@@ -128,7 +127,7 @@ class VDM(nn.Module):
             raise ValueError("terms must be a number where steps is None: continuous time has no last one")
         every = steps is not None and (terms is None or terms >= steps)
         count = steps if every else terms
-        x0 = self._scaled(x)
+        x0 = self.scaled(x)
         with torch.autocast(x0.device.type, enabled=False):
             total = self._log_decoder(x0, generator) - self._prior_kl(x0)
             for part in range(count):
@@ -162,9 +161,8 @@ class VDM(nn.Module):
 
         Raises ValueError for an argument that means nothing, FloatingPointError when samples are not finite.
         """
-        draws = "generator" in inspect.signature(sampler).parameters
-        grid, accepts = self.grid(steps), {"generator": generator} if draws else {}
-        z = sampler(self.predictor(), self.noise(n, generator), grid, progress=progress, **accepts)
+        grid = self.grid(steps)
+        z = follow(sampler, self.predictor(), self.noise(n, generator), grid, generator, progress)
         x = self.unscaled(z / math.sqrt(grid.alpha_bars[-1]))
         return x if self.levels is None else (x * (self.levels - 1)).round() / (self.levels - 1)
 
@@ -204,19 +202,13 @@ class VDM(nn.Module):
 
     def scaled(self, x: Float[Tensor, " batch *event"]) -> Float[Tensor, " batch *event"]:
         """x as it is inside: stretched from [0, 1] to [-1, 1] where there are levels. Raises as `loss`."""
-        return self._scaled(x)
+        return stretched(x, self.event_shape, self.levels)
 
     def unscaled(self, x: Float[Tensor, " batch *event"]) -> Float[Tensor, " batch *event"]:
-        """The inverse of `scaled`. What a sampler left a little outside of [-1, 1] is put on its edge."""
-        return x if self.levels is None else ((x + 1) / 2).clamp(0, 1)
+        """The inverse of `scaled`."""
+        return unstretched(x, self.levels)
 
     # Inside
-
-    def _scaled(self, x: Tensor) -> Tensor:
-        require_events(x, self.event_shape)
-        if self.levels is None:
-            return x
-        return require_levels(x, self.levels) * (2 / (self.levels - 1)) - 1
 
     def _inside(self, t: Float[Tensor, " batch"]) -> tuple[Tensor, Tensor]:
         return (t, torch.ones_like(t)) if self.inside is None else self.inside(t)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Literal, get_args
 
 import torch
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 Start = Literal["data", "buffer", "noise"]
 
 
-class Objective(nn.Module):
+class Objective(nn.Module, ABC):
     """Called with a model and a batch, says what each example costs; may learn parameters and keep state of its own.
 
     Under autocast, losses with a derivative of the energy in them are computed without it.
@@ -31,8 +32,8 @@ class Objective(nn.Module):
     def prepare(self, model: EBM) -> None:
         """Called by the model that it becomes the objective of."""
 
-    def forward(self, model: EBM, x: Float[Tensor, " batch *event"]) -> Loss:
-        raise NotImplementedError
+    @abstractmethod
+    def forward(self, model: EBM, x: Float[Tensor, " batch *event"]) -> Loss: ...
 
 
 class ContrastiveDivergence(Objective):

@@ -17,9 +17,10 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from companion.models.ddpm import DDPM, to_eps
+from companion.models.ddpm.levels import require_level_count, stretched, unstretched
 from companion.models.flows.flow import require_shape
 from companion.models.questions import Loss
-from companion.validate import require_events, require_label, require_levels, require_positive_int
+from companion.validate import require_events, require_label, require_positive_int
 
 Metric = Literal["squared", "pseudo-huber"]
 Solver = Literal["heun", "euler"]
@@ -78,8 +79,7 @@ class ConsistencyModel(nn.Module):
             raise ValueError(f"sigma_data must be above 0 and finite, got {sigma_data!r}")
         if not 0 <= decay < 1:
             raise ValueError(f"decay must be at least 0 and below 1, got {decay!r}")
-        if levels is not None and (isinstance(levels, bool) or not isinstance(levels, int) or levels < 2):
-            raise ValueError(f"levels must be an integer of at least 2, or None, got {levels!r}")
+        require_level_count(levels)
         self.network, self.event_shape = network, tuple(event_shape)
         self.classes = getattr(network, "classes", None)
         self.sigma_data, self.decay, self.metric, self.solver, self.levels = sigma_data, decay, metric, solver, levels
@@ -109,9 +109,8 @@ class ConsistencyModel(nn.Module):
         In training mode θ⁻ first follows what the last step made of θ. Raises TypeError or ValueError for a wrong shape
         or dtype of x, values that are no levels, NaN, and a label that is missing, not asked for, or out of range.
         """
-        require_events(x, self.event_shape)
+        x0 = stretched(x, self.event_shape, self.levels)
         require_label(label, self.classes, len(x))
-        x0 = x if self.levels is None else require_levels(x, self.levels) * (2 / (self.levels - 1)) - 1
         if self.training:
             self._follow()
         level = torch.randint(len(self.sigmas) - 1, (len(x),), device=x.device)
@@ -179,7 +178,7 @@ class ConsistencyModel(nn.Module):
             sigma = self.sigmas[round(last * (1 - k / steps))]
             width = (sigma.square() - self.sigmas[0].square()).sqrt().to(x.dtype)
             x = self.forward(x + width * torch.empty_like(x).normal_(generator=generator), sigma, label)
-        return x if self.levels is None else ((x + 1) / 2).clamp(0, 1)
+        return unstretched(x, self.levels)
 
     def _f(self, network: nn.Module, x: Tensor, sigma: Float[Tensor, " batch"], label: Tensor | None) -> Tensor:
         low, high = self.sigmas[[0, -1]].to(x.dtype)
