@@ -64,48 +64,34 @@ def train(
         seed: of the first weights, the order of the images and the noise.
         out: the folder; runs/NAME if not given.
     """
-    from dataclasses import asdict, replace
+    from dataclasses import asdict
 
-    import torch
-
-    from companion import __version__
+    from companion import __version__, presets
     from companion.models.questions import Learner
-    from companion.presets import examples, find, splits, start, training_data
-    from companion.training import fit, save_model
+    from companion.training import save_model
 
-    chosen = find(name, preset)
-    settings = replace(chosen.settings, seed=seed, **({} if steps is None else {"steps": steps}))
+    chosen = presets.find(name, preset)
     folder, data, device = out or Path("runs") / name, data or chosen.data, _device(device)
-    config = {"name": name, "preset": preset, "data": data, "device": device, "settings": asdict(settings)}
-    _keep_config(folder, config)
+    settings = asdict(presets.settings(chosen, seed, steps))
+    _keep_config(folder, {"name": name, "preset": preset, "data": data, "device": device, "settings": settings})
     print(f"{name}, {preset}: {chosen.about}")
-    images, held_out, _ = splits(data)
-    # A game has no loss of the whole that could be validated.
-    validation = None if settings.validate_every is None else examples(held_out, chosen)
     began = time.perf_counter()
-    torch.manual_seed(seed)
-    fitted = fit(
-        start(chosen.make(), images, chosen.binarised),
-        training_data(images, chosen.binarised, chosen.labelled),
-        settings,
-        validation=validation,
-        folder=folder,
-        device=device,
-    )
+    fitted = presets.train(chosen, data, seed, steps, folder=folder, device=device)
     seconds = time.perf_counter() - began
     model, last = fitted.model.cpu(), fitted.history[-1]
     save_model(model, folder / MODEL, {"name": name, "preset": preset, "data": data, "version": __version__})
     _write_json(folder / HISTORY, fitted.history)
-    if validation is None:
+    if chosen.settings.validate_every is None:
         losses = ", ".join(f"{term} {value:.2f}" for term, value in last.items() if term.endswith("loss"))
     else:
         best = next(row for row in fitted.history if row["step"] == fitted.best_step)
+        unit = model.loss(*(part[:1] for part in presets.examples(presets.splits(data)[1], chosen))).unit
         losses = (
             f"training loss {last['loss']:.2f}, lowest validation loss {best['validation']:.2f} at step "
-            f"{fitted.best_step} ({model.loss(*(part[:1] for part in validation)).unit})"
+            f"{fitted.best_step} ({unit})"
         )
     print(f"trained for {last['step']} steps, {seconds:.1f} s in this run: {losses}")
-    if settings.patience is not None:
+    if chosen.settings.patience is not None:
         print(f"the weights are those of step {fitted.best_step}")
     print(f"in {folder}: {MODEL}, {CONFIG}, {HISTORY}")
     print(f"next: companion sample {folder}" + f"\n      companion evaluate {folder}" * isinstance(model, Learner))
@@ -178,7 +164,7 @@ def evaluate(
     """
     import torch
 
-    from companion.evaluation import bits_per_dim, histogram_bits_per_dim
+    from companion.evaluation import as_bits_per_dim, histogram_bits_per_dim
     from companion.models import IndependentPixels
     from companion.models.questions import Bound, Density, Learner
     from companion.presets import examples, fixed, splits
@@ -219,7 +205,7 @@ def evaluate(
         values["independent pixels"] = -measured(floor.log_prob, x)
         values[f"({best}) - (independent pixels), paired"] = values[best] - values["independent pixels"]
     elif unit == "nats":
-        values, unit = {name: bits_per_dim(nats, x.shape[1:]) for name, nats in values.items()}, "bits/dim"
+        values, unit = {name: as_bits_per_dim(nats, x.shape[1:]) for name, nats in values.items()}, "bits/dim"
         values["independent histograms"] = histogram_bits_per_dim(train_images.pixels, test_images.pixels).double()
         values[f"({best}) - (independent histograms), paired"] = values[best] - values["independent histograms"]
     rows = [
@@ -248,8 +234,13 @@ def run(
     device: Device = "cpu",
     folder: Path | None = None,
     out: Path | None = None,
+    preset: Literal["quick", "paper"] | None = None,
+    models: tuple[str, ...] | None = None,
 ) -> int:
     """Run an experiment whose results a chapter prints. It can take long.
+
+    The scoreboard trains and measures every family, and writes a file for each of them; stopped at any time, the same
+    command goes on with those that are missing.
 
     Args:
         name: the experiment, such as "vae_beta"; an unknown one prints the list.
@@ -258,11 +249,20 @@ def run(
         device: where to train; auto is the GPU if there is one.
         folder: of the longest ones, where to keep weights, and checkpoints from which the same command goes on.
         out: the folder for NAME.json; the package's own results if not given.
+        preset: of the scoreboard: "quick" is on mnist6k, "paper" on all of MNIST; quick if not given.
+        models: only these, for the scoreboard and for experiments that compare models; all of them if not given.
     """
     from companion import experiments
 
     given = {"seeds": seeds, "steps": steps, "device": _device(device), "folder": folder and str(folder)}
+    given |= {"preset": preset, "models": models}
     arguments = {key: value for key, value in given.items() if value is not None}
+    if name == "scoreboard":
+        from companion.experiments.scoreboard import FOLDER, scoreboard
+
+        out = FOLDER if out is None else out / name
+        print(f"{len(scoreboard(**arguments, out=out))} files are written to {out}")
+        return 0
     print(f"{experiments.run(name, out or experiments.RESULTS, **arguments)} is written")
     return 0
 

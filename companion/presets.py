@@ -10,6 +10,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -17,7 +18,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from companion.data import Images, binarize, load
-from companion.training import Batches, Examples, Settings
+from companion.training import Batches, Examples, Fit, Settings, fit
 
 Binarised = Literal["dynamic", "static", "no"]
 
@@ -36,6 +37,7 @@ class Preset:
         labelled: whether the model is given each image's label.
         binarised: "dynamic" draws the training pixels anew for every batch, "static" once, "no" leaves them grey.
             Validation and test are drawn once in both cases.
+        first: the training of the model's `autoencoder`, which comes before that of the rest.
     """
 
     about: str
@@ -44,6 +46,7 @@ class Preset:
     data: str
     binarised: Binarised
     labelled: bool = False
+    first: "Preset | None" = None
 
 
 def _autoregressive(name: str, **arguments) -> Callable[[], nn.Module]:
@@ -119,6 +122,15 @@ def _consistency(network: dict, **arguments) -> nn.Module:
     from companion.nets.unet import UNet
 
     return ConsistencyModel(UNet(1, **network), (1, 28, 28), levels=256, **arguments)
+
+
+def _latent_diffusion(width: int, depth: int, **autoencoder) -> nn.Module:
+    from companion.models.ddpm import DDPM, linear_schedule
+    from companion.models.faster_sampling import LatentDiffusion
+    from companion.nets.time_mlp import TimeMLP
+
+    prior = DDPM(TimeMLP(20, width, depth), (20,), linear_schedule(), predicts="v", variance="forward")
+    return LatentDiffusion(_vae(**autoencoder), prior)
 
 
 def _gan(**arguments) -> nn.Module:
@@ -665,6 +677,28 @@ PRESETS: dict[str, dict[str, Preset]] = {
 }
 
 
+PRESETS["latent_diffusion"] = {
+    "quick": Preset(
+        "The quick VAE, then a diffusion of its 20 latents by an MLP.",
+        lambda: _latent_diffusion(256, 3),
+        Settings(steps=2000, batch_size=256, ema_decay=0.995, checkpoint_every=500),
+        data="mnist6k",
+        binarised="dynamic",
+        first=PRESETS["vae"]["quick"],
+    ),
+    "paper": Preset(
+        "Rombach et al. (2022) at the size of digits: an autoencoder, then a DDPM of its codes with 1,000 steps of a "
+        "linear schedule. Theirs on other images, whose codes are smaller images, with a U-Net, and losses of its own "
+        "for the autoencoder; ours: the VAE of its paper preset, an MLP, and steps of our choice.",
+        lambda: _latent_diffusion(1024, 5, hidden=500),
+        Settings(steps=500_000, batch_size=256, ema_decay=0.9999, log_every=500, checkpoint_every=5000),
+        data="mnist",
+        binarised="dynamic",
+        first=PRESETS["vae"]["paper"],
+    ),
+}
+
+
 def find(name: str, preset: str) -> Preset:
     """Raises ValueError, with what there is, for an unknown name or preset."""
     if name not in PRESETS:
@@ -715,3 +749,50 @@ def training_data(images: Images, binarised: Binarised, labelled: bool = False) 
 def start(model: nn.Module, images: Images, binarised: Binarised) -> nn.Module:
     """A new model, where it can be at the pixels' own frequencies: nearer to the data than weights alone."""
     return model.initialise(fixed(images, binarised)) if hasattr(model, "initialise") else model
+
+
+def train(
+    preset: Preset,
+    data: str | None = None,
+    seed: int = 0,
+    steps: int | None = None,
+    *,
+    folder: Path | None = None,
+    device: str | None = None,
+    progress: bool = True,
+) -> Fit:
+    """A new model, trained as the preset says; with `first`, in two stages.
+
+    Args:
+        data: the images; the preset's own if None.
+        seed: of the first weights, the order of the images and the noise.
+        steps: of each stage; the preset's own if None.
+        folder: where to keep checkpoints, from which a training that was stopped goes on; None for nowhere.
+        device, progress: as for `fit`.
+
+    Raises as `splits` and `fit`.
+    """
+    images, held_out, _ = splits(data or preset.data)
+    # A game has no loss of the whole that could be validated.
+    validation = None if preset.settings.validate_every is None else examples(held_out, preset)
+    torch.manual_seed(seed)
+    model = start(preset.make(), images, preset.binarised)
+    if preset.first is not None:
+        place = None if folder is None else folder / "first"
+        first = train(preset.first, data or preset.data, seed, steps, folder=place, device=device, progress=progress)
+        model.autoencoder.load_state_dict(first.model.state_dict())
+        model.fit_scale(fixed(images, preset.binarised))
+    return fit(
+        model,
+        training_data(images, preset.binarised, preset.labelled),
+        settings(preset, seed, steps),
+        validation=validation,
+        folder=folder,
+        device=device,
+        progress=progress,
+    )
+
+
+def settings(preset: Preset, seed: int = 0, steps: int | None = None) -> Settings:
+    """The preset's, with this seed, and this number of steps if one is given."""
+    return replace(preset.settings, seed=seed, **({} if steps is None else {"steps": steps}))

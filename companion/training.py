@@ -149,6 +149,15 @@ def fit(
         FloatingPointError: a term of a loss, a gradient or a validation is not finite. The player's weights
             are those from before the step.
         TypeError, ValueError: an argument that does not fit, or a checkpoint that is damaged or of another run.
+
+    >>> import torch
+    >>> from companion.models import IndependentPixels
+    >>> from companion.training import Settings, fit
+    >>> x = torch.tensor([[1.0, 0.0], [1.0, 1.0], [1.0, 0.0], [1.0, 1.0]])
+    >>> model = IndependentPixels((2,))
+    >>> found = fit(model, x, Settings(steps=50, batch_size=4, learning_rate=0.1, seed=0), progress=False)
+    >>> found.model is model, found.history[-1]["loss"] < 2 * 0.6931
+    (True, True)
     """
     accelerator = _accelerator(model, settings, device)
     _require(model, data, settings, validation, accelerator.num_processes)
@@ -199,8 +208,8 @@ class _Run:
             # Each process drew a start of its own.
             for tensor in model.state_dict().values():
                 tensor.copy_(broadcast(tensor))
-        self.players = {}
-        self.optimisers = {}
+        self.players: dict[str, Player] = {}
+        self.optimisers: dict[str, torch.optim.Optimizer] = {}
         for name, player in _players(model).items():
             trained = [parameter for parameter in player.parameters if parameter.requires_grad]
             if not trained:
@@ -208,18 +217,21 @@ class _Run:
             require_positive_int(player.updates, f"the player {name!r}: updates")
             self.players[name] = player._replace(parameters=trained)
             # torch takes no integers here, as in (0, 0.9).
-            betas = tuple(float(b) for b in settings.betas)
+            betas = float(settings.betas[0]), float(settings.betas[1])
             self.optimisers[name] = torch.optim.AdamW(
                 trained, settings.learning_rate, betas, weight_decay=settings.weight_decay, fused=True
             )
-        self.average = None
+        self.average: dict[str, Tensor] | None = None
         if settings.ema_decay is not None:
             self.average = {n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad}
         # Streams of their own: one seed for all would give the data and the model's noise the same numbers.
         self.order = torch.Generator().manual_seed(_stream(settings.seed, 0))
         torch.manual_seed(_stream(settings.seed, 2 + accelerator.process_index))
-        self.step, self.history = 0, []
-        self.best, self.best_step, self.best_weights = math.inf, None, {}
+        self.step = 0
+        self.history: list[dict[str, float]] = []
+        self.best = math.inf
+        self.best_step: int | None = None
+        self.best_weights: dict[str, Tensor] = {}
         self.waited = 0
 
     @property
@@ -249,13 +261,13 @@ class _Run:
         """The updates of every player, and what is due after them. Returns the step's row, logged or not."""
         settings = self.settings
         batch = self._batch()
-        row = {"step": self.step + 1}
+        row: dict[str, float] = {"step": self.step + 1}
         for name, player in self.players.items():
             for i in range(player.updates):
                 last_update = self._update(name, batch if i == 0 else self._batch())
             row |= last_update
         self.step += 1
-        if self.average is not None:
+        if self.average is not None and settings.ema_decay is not None:
             # Weights decay^(t-s) / Σ_s decay^(t-s) over the steps: the untrained start has no part in it.
             weight = (1 - settings.ema_decay) / (1 - settings.ema_decay**self.step)
             with torch.no_grad():
@@ -263,7 +275,7 @@ class _Run:
                     if name in self.average:
                         self.average[name].lerp_(parameter, weight)
         last = self.step == settings.steps
-        validate = self.validation is not None and (last or self.step % settings.validate_every == 0)
+        validate = settings.validate_every is not None and (last or self.step % settings.validate_every == 0)
         if validate:
             row["validation"] = self._validate()
         if validate or last or self.step % settings.log_every == 0:
@@ -297,22 +309,23 @@ class _Run:
         optimiser.zero_grad()
         # `inputs`: what belongs to the other players needs no gradient here.
         self.accelerator.backward(value.mean(), inputs=parameters)
-        with_gradient = [parameter for parameter in parameters if parameter.grad is not None]
-        for parameter in with_gradient:
-            parameter.grad = self._mean(parameter.grad)
-        norm = get_total_norm([parameter.grad for parameter in with_gradient])
+        gradients = {parameter: self._mean(parameter.grad) for parameter in parameters if parameter.grad is not None}
+        for parameter, gradient in gradients.items():
+            parameter.grad = gradient
+        norm = get_total_norm(list(gradients.values()))
         # Read together: each reading makes a GPU wait.
         numbers = torch.cat([means, norm[None]]).tolist()
         row = {prefix + term: x for term, x in zip([*terms, "gradient norm"], numbers, strict=True)}
         self._require_finite(row, self.step + 1)
         if self.settings.clip_norm is not None:
-            clip_grads_with_norm_(with_gradient, self.settings.clip_norm, norm)
+            clip_grads_with_norm_(list(gradients), self.settings.clip_norm, norm)
         optimiser.step()
         return row
 
     @torch.no_grad()
     def _validate(self) -> float:
         """The mean loss on the validation data; counts what early stopping counts."""
+        assert self.validation is not None and isinstance(self.model, Learner)
         with self._averaged(), torch.random.fork_rng(_cuda(self.device)):
             torch.manual_seed(_stream(self.settings.seed, 1))
             self.model.eval()
@@ -477,7 +490,10 @@ def _tensors(examples: Examples, device: torch.device) -> tuple[Tensor, ...]:
 
 
 def _players(model: nn.Module) -> dict[str, Player]:
-    return model.players() if isinstance(model, Game) else {"model": Player(model.parameters(), model.loss)}
+    if isinstance(model, Game):
+        return model.players()
+    assert isinstance(model, Learner)  # which `fit` has asked for
+    return {"model": Player(model.parameters(), model.loss)}
 
 
 def _cuda(device: torch.device) -> list[torch.device]:
@@ -522,7 +538,7 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 def _checksum(tensors: dict[str, Tensor], metadata: dict[str, str]) -> str:
     value = zlib.crc32(json.dumps(metadata, sort_keys=True).encode())
     for name in sorted(tensors):
-        value = zlib.crc32(tensors[name].reshape(-1).view(torch.uint8).numpy(), zlib.crc32(name.encode(), value))
+        value = zlib.crc32(tensors[name].reshape(-1).view(torch.uint8).numpy().data, zlib.crc32(name.encode(), value))
     return f"{value:08x}"
 
 

@@ -5,7 +5,7 @@ import torch
 
 from companion import zoo
 from companion.data import load, quantise, waves
-from companion.evaluation import bits_per_dim
+from companion.evaluation import as_bits_per_dim
 from companion.experiments import result
 
 
@@ -33,7 +33,7 @@ def test_sounds_are_as_probable_as_the_result_says():
 def test_grey_digits_take_as_many_bits_as_the_result_says():
     model, x = zoo.pretrained("glow"), load("mnist6k", "test").intensities()[:250]
     with torch.no_grad():
-        bits = bits_per_dim(-model.elbo(x), x.shape[1:])
+        bits = as_bits_per_dim(-model.elbo(x), x.shape[1:])
     [expected] = [row for row in result("flows_mnist")["rows"] if row["model"] == "Glow"]
     # Other digits, though of the same kind: both are draws from MNIST's test set.
     assert abs(bits.mean() - expected["bits_per_dim"]) < 5 * bits.std() / 250**0.5
@@ -73,7 +73,7 @@ def test_the_diffusion_of_digits_is_as_good_as_the_result_says():
     assert (zoo.FOLDER / "ddpm.safetensors").stat().st_size < 5e6
     for row in result("ddpm_mnist")["rows"]:
         if row["time"] in (1, 10, 100, 500):
-            bits = bits_per_dim(model.term(x, row["time"], label, torch.Generator().manual_seed(3)), x.shape[1:])
+            bits = as_bits_per_dim(model.term(x, row["time"], label, torch.Generator().manual_seed(3)), x.shape[1:])
             assert abs(bits.mean() - row["bits"]) < 6 * (bits.std() / 200**0.5 + row["error"])
     card = zoo.card("ddpm")
     assert set(card) >= {"data", "steps", "batch_size", "seed", "hardware", "seconds", "bits_per_dim"}

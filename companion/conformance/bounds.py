@@ -105,7 +105,7 @@ def bound_monotone(
     if len(samples) < 2 or samples != sorted(set(samples)) or samples[0] < 1:
         raise ValueError(f"samples must be at least two rising positive numbers, got {samples}")
     with torch.no_grad():
-        draws = {k: repeated(lambda x, k=k: bound(x, k), x, repeats, seed, f"bound with K = {k}") for k in samples}
+        draws = {k: repeated(_with(bound, k), x, repeats, seed, f"bound with K = {k}") for k in samples}
         exact = None if log_prob is None else per_example(log_prob, x, "log_prob").double()
         singles = None
         if samples[0] == 1:
@@ -117,10 +117,12 @@ def bound_monotone(
     outcomes = []
     if singles is not None:
         outcomes += [_log_mean_weight(draws[k], singles, k, rounding) for k in samples[1:]]
-    for k in samples if exact is not None else ():
+    for k in samples:
+        if exact is None:
+            break
         mean, error = mean_and_error(draws[k])
 
-        def above(i: int, k: int = k, mean: Tensor = mean) -> str:
+        def above(i: int, k: int = k, mean: Tensor = mean, exact: Tensor = exact) -> str:
             return f"with K = {k} the bound on {show(x, i)} is {mean[i]:.6g}, above the exact {exact[i]:.6g}"
 
         outcomes.append(judge(mean - exact, error, rounding, above))
@@ -212,6 +214,10 @@ def code_terms(
             reconstruction.append(_summed(decode(z).log_prob(x), x).double())
             kl.append((_summed(q.log_prob(z), x) - log_prior(z)).double())
     return torch.stack(reconstruction), torch.stack(kl)
+
+
+def _with(bound: Callable[[Tensor, int], Tensor], k: int) -> Numbers:
+    return lambda x: bound(x, k)
 
 
 def _standard_normal(z: Tensor) -> Tensor:

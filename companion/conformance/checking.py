@@ -47,15 +47,21 @@ def check(
 
     Raises:
         ValueError: the events' shape or support is neither given nor known, or they contradict each other.
+
+    >>> from companion.conformance import check
+    >>> from companion.models import IndependentPixels
+    >>> report = check(IndependentPixels((1, 2, 2)).double(), support="binary")
+    >>> [outcome.name for outcome in report.outcomes]
+    ['log_prob sums to 1', 'sample is repeatable', 'sample agrees with log_prob', 'loss is in its unit']
     """
     data = x if x is not None else states
     event_shape = data.shape[1:] if data is not None else event_shape or getattr(model, "event_shape", None)
     if event_shape is None:
         raise ValueError("the shape of an event is not known: give x or event_shape")
     event_shape, dims = tuple(event_shape), math.prod(event_shape)
-    if support is None and data is None:
-        raise ValueError("the kind of data is not known: give x, or support='binary' or 'real'")
     if support is None:
+        if data is None:
+            raise ValueError("the kind of data is not known: give x, or support='binary' or 'real'")
         support = "binary" if ((data == 0) | (data == 1)).all() else "real"
     if support not in SUPPORTS:
         raise ValueError(f"support must be one of {', '.join(SUPPORTS)}, got {support!r}")

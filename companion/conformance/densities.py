@@ -28,7 +28,12 @@ ROWS = 1 << 16
 
 
 def all_binary(event_shape: tuple[int, ...], dtype: torch.dtype = torch.float64) -> Float[Tensor, " states *event"]:
-    """Every binary event of this shape. Raises ValueError beyond 2^16 of them."""
+    """Every binary event of this shape. Raises ValueError beyond 2^16 of them.
+
+    >>> from companion.conformance import all_binary
+    >>> all_binary((2,)).tolist()
+    [[0.0, 0.0], [0.0, 1.0], [1.0, 0.0], [1.0, 1.0]]
+    """
     dims = math.prod(event_shape)
     if dims > MOST_BINARY_DIMS:
         raise ValueError(f"{dims} binary values have 2^{dims} states; at most 2^{MOST_BINARY_DIMS} are enumerated")
@@ -40,7 +45,16 @@ def all_binary(event_shape: tuple[int, ...], dtype: torch.dtype = torch.float64)
 def normalised_by_enumeration(
     log_prob: Callable[[Tensor], Tensor], states: Float[Tensor, " states *event"], tolerance: float | None = None
 ) -> Outcome:
-    """Σ_x exp(log_prob(x)) is 1, over all `states`, each of them given once."""
+    """Σ_x exp(log_prob(x)) is 1, over all `states`, each of them given once.
+
+    >>> import torch
+    >>> from companion.conformance import all_binary, normalised_by_enumeration
+    >>> fair = lambda x: torch.full((len(x),), 0.25).log()
+    >>> normalised_by_enumeration(fair, all_binary((2,)))
+    passed: normalised_by_enumeration: within 2e-05; 4 states
+    >>> bool(normalised_by_enumeration(lambda x: fair(x) / 2, all_binary((2,))))
+    False
+    """
     logs = _log_density(log_prob, states)
     total = logs.double().logsumexp(0).exp()
     rounding = rounding_of(total, logs.dtype) if tolerance is None else tolerance
@@ -67,6 +81,11 @@ def normalised_by_quadrature(
     fault or mass lies outside, and the outcome is undecided instead of a failure.
 
     Raises ValueError unless dim is 1 or 2, reach positive and points at least 3.
+
+    >>> from torch.distributions import Normal
+    >>> from companion.conformance import normalised_by_quadrature
+    >>> normalised_by_quadrature(lambda x: Normal(0.0, 1.0).log_prob(x)[:, 0])
+    passed: normalised_by_quadrature: within 1e-06
     """
     if dim not in (1, 2):
         raise ValueError(f"dim must be 1 or 2, got {dim!r}")
@@ -105,14 +124,25 @@ def sampler_agrees(
     quadrature on [-reach, reach]^dim. Rare states or boxes are put together.
 
     Raises ValueError unless exactly one of `states` and `reach` is given, and for real events of other sizes.
+
+    >>> import torch
+    >>> from torch.distributions import Independent, Normal
+    >>> from companion.conformance import sampler_agrees
+    >>> zero = torch.zeros(2, dtype=torch.float64)
+    >>> p, wide = (Independent(Normal(zero, zero + scale), 1) for scale in (1.0, 1.1))
+    >>> bool(sampler_agrees(lambda n: p.sample((n,)), p.log_prob, reach=8.0))
+    True
+    >>> bool(sampler_agrees(lambda n: wide.sample((n,)), p.log_prob, reach=8.0))
+    False
     """
     if (states is None) == (reach is None):
         raise ValueError("give either states, for a discrete density, or reach, for one on the real line or plane")
     with seeded(seed):
         x = _draw(sample, n)
-    if states is not None:
-        return _discrete(x, _log_density(log_prob, states).double(), states)
-    return _continuous(x.to(dtype), log_prob, reach, points)
+    if reach is not None:
+        return _continuous(x.to(dtype), log_prob, reach, points)
+    assert states is not None
+    return _discrete(x, _log_density(log_prob, states).double(), states)
 
 
 @conformance
@@ -139,7 +169,7 @@ def sampler_agrees_by_gradient(
     for batch in x.chunk(batches):
         gradients = torch.autograd.grad(log_prob(batch).mean(), parameters, allow_unused=True)
         dots = [(v * g).flatten(1).sum(1) for v, g in zip(directions, gradients, strict=True) if g is not None]
-        draws.append(sum(dots).double())
+        draws.append(torch.stack(dots).sum(0).double() if dots else torch.zeros(20, dtype=torch.float64))
     if not any(draw.any() for draw in draws):
         raise Undecided("no parameter changes log_prob")
     mean, error = mean_and_error(torch.stack(draws))

@@ -17,7 +17,16 @@ PRODUCT = 1e-4
 
 @conformance
 def schedule_consistent(betas: Float[Tensor, " steps"], alpha_bars: Float[Tensor, " n"]) -> Outcome:
-    """0 < β_t < 1 and ᾱ_t = ∏_{s≤t} (1 - β_s), for ᾱ from t = 0, where it is 1, or from t = 1."""
+    """0 < β_t < 1 and ᾱ_t = ∏_{s≤t} (1 - β_s), for ᾱ from t = 0, where it is 1, or from t = 1.
+
+    >>> import torch
+    >>> from companion.conformance import schedule_consistent
+    >>> betas = torch.linspace(1e-4, 0.02, 1000)
+    >>> bool(schedule_consistent(betas, (1 - betas).cumprod(0)))
+    True
+    >>> schedule_consistent(betas, (1 - betas).cumprod(0).sqrt()).detail.split("; ")[-1]
+    '√ᾱ in place of ᾱ'
+    """
     betas, got = betas.detach().double().cpu(), alpha_bars.detach().double().cpu()
     if betas.ndim != 1 or not len(betas) or got.ndim != 1 or len(got) - len(betas) not in (0, 1):
         raise Fault(f"T β need T or T + 1 ᾱ, got shapes {tuple(betas.shape)} and {tuple(got.shape)}")

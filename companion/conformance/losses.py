@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -70,7 +71,7 @@ def loss_in_unit(
     def fault(i: int) -> str:
         with torch.no_grad():
             parts = {
-                name: -nats * repeated(lambda x, name=name: loss(x).parts[name], x, repeats, seed, name)
+                name: -nats * repeated(partial(_part, loss, name), x, repeats, seed, name)
                 for name in (first.parts if len(first.parts) > 1 else ())
             }
         named = name_fault(got, right, rounding, dims, parts, parts_of_got=True)
@@ -91,20 +92,29 @@ def loss_in_unit(
     return outcome
 
 
+def _part(loss: Callable, name: str, x: Tensor) -> Tensor:
+    return loss(x).parts[name]
+
+
+def _always(answer: Tensor) -> Callable[[Tensor], Tensor]:
+    return lambda x: answer
+
+
 def _parts_sum(parts: Any, value: Tensor, x: Tensor) -> None:
     if not isinstance(parts, Mapping):
         raise Fault(f"loss(x).parts must map names to tensors, got {type(parts).__name__}")
     if not parts:
         return
-    terms = [per_example(lambda _, p=part: p, x, f"the part {name!r}").double() for name, part in parts.items()]
-    excess = value.double() - sum(terms)
-    wrong = ~(excess.abs() <= rounding_of(sum(t.abs() for t in terms), value.dtype))
+    rows = [per_example(_always(part), x, f"the part {name!r}").double() for name, part in parts.items()]
+    terms = torch.stack(rows)
+    total = terms.sum(0)
+    wrong = ~((value.double() - total).abs() <= rounding_of(terms.abs().sum(0), value.dtype))
     if wrong.any():
         i = int(wrong.nonzero()[0])
-        by_name = dict(zip(parts, terms, strict=True))
-        named = name_fault(value.double(), sum(terms), rounding_of(value), x[0].numel(), by_name)
+        by_name = dict(zip(parts, rows, strict=True))
+        named = name_fault(value.double(), total, rounding_of(value), x[0].numel(), by_name)
         hint = f"; in the value {named}" if named else ""
-        raise Fault(f"the parts of {show(x, i)} sum to {sum(terms)[i]:.6g}, the value is {value[i]:.6g}{hint}")
+        raise Fault(f"the parts of {show(x, i)} sum to {total[i]:.6g}, the value is {value[i]:.6g}{hint}")
 
 
 def _alone(loss: Callable, first: Any, x: Tensor, seed: int) -> None:

@@ -13,7 +13,17 @@ Numbers = Callable[[Tensor], Tensor]
 
 @conformance
 def score_matches_gradient(score: Numbers, log_prob: Numbers, x: Float[Tensor, " batch *event"]) -> Outcome:
-    """score(x) is ∇_x log_prob(x), in sign and scale. Minus an energy does as well for `log_prob`."""
+    """score(x) is ∇_x log_prob(x), in sign and scale. Minus an energy does as well for `log_prob`.
+
+    >>> import torch
+    >>> from companion.conformance import score_matches_gradient
+    >>> x = torch.tensor([[1.0, 2.0], [3.0, 4.0]])
+    >>> log_prob = lambda x: -x.square().sum(1) / 2
+    >>> bool(score_matches_gradient(lambda x: -x, log_prob, x))
+    True
+    >>> score_matches_gradient(lambda x: 2 * x, log_prob, x).detail
+    'at x[0] = [1, 2] the score is [2, 4], the gradient [-1, -2]; the sign is inverted and it is scaled by 2'
+    """
     with torch.enable_grad():
         leaf = x.detach().clone().requires_grad_()
         [gradient] = torch.autograd.grad(log_prob(leaf).sum(), leaf)

@@ -46,7 +46,7 @@ class Rings(Distribution):
         self.radius = radius
         super().__init__(radius.batch_shape, torch.Size((2,)), validate_args)
 
-    def sample(self, sample_shape: tuple[int, ...] = ()) -> Float[Tensor, "*sample 2"]:
+    def sample(self, sample_shape: torch.Size | list[int] | tuple[int, ...] = ()) -> Float[Tensor, "*sample 2"]:
         r = self.radius.sample(sample_shape)
         angle = 2 * math.pi * torch.rand_like(r)
         # Minus the radius at some angle is the radius at the opposite one: no absolute value is needed.
@@ -77,7 +77,7 @@ class Checkerboard(Distribution):
         self.side = side
         super().__init__(side.shape, torch.Size((2,)), validate_args)
 
-    def sample(self, sample_shape: tuple[int, ...] = ()) -> Float[Tensor, "*sample 2"]:
+    def sample(self, sample_shape: torch.Size | list[int] | tuple[int, ...] = ()) -> Float[Tensor, "*sample 2"]:
         shape = self._extended_shape(sample_shape)
         # Uniform on the board, in units of a square; what falls on white moves one square to the right, around
         # the edge. No step rounds, so no sample leaves the black squares.
@@ -130,7 +130,7 @@ class NoisyCurves(Distribution):
         # The nodes are those of [-1, 1], where the weights sum to 2.
         self._log_weights = (weights / (2 * k)).log().to(scale).repeat_interleave(k)
 
-    def sample(self, sample_shape: tuple[int, ...] = ()) -> Float[Tensor, "*sample 2"]:
+    def sample(self, sample_shape: torch.Size | list[int] | tuple[int, ...] = ()) -> Float[Tensor, "*sample 2"]:
         shape = self._extended_shape(sample_shape)[:-1]
         points = self.curves(torch.rand(shape, dtype=self.scale.dtype, device=self.scale.device))
         chosen = torch.randint(points.shape[-2], (*shape, 1, 1), device=self.scale.device)
@@ -210,6 +210,14 @@ def density(name: str, *, dtype: torch.dtype | None = None, device: torch.device
     Raises:
         ValueError: unknown name.
         TypeError: dtype is not a floating-point type.
+
+    >>> import torch
+    >>> from companion.data import DENSITIES, density
+    >>> sorted(DENSITIES)
+    ['checkerboard', 'eight_gaussians', 'grid25', 'moons', 'rings', 'spirals']
+    >>> moons = density("moons")
+    >>> moons.sample((3,)).shape, moons.log_prob(torch.zeros(5, 2)).shape
+    (torch.Size([3, 2]), torch.Size([5]))
     """
     if name not in DENSITIES:
         raise ValueError(f"name is {name!r}; it must be one of {', '.join(DENSITIES)}")

@@ -27,7 +27,13 @@ class Factors:
 
 
 def factors() -> Factors:
-    """White squares and discs of four sizes, on an 8 × 8 grid of positions."""
+    """White squares and discs of four sizes, on an 8 × 8 grid of positions.
+
+    >>> from companion.data import factors
+    >>> all_of_them = factors()
+    >>> all_of_them.names, all_of_them.pixels.shape
+    (('horizontal', 'vertical', 'size', 'shape'), torch.Size([512, 1, 28, 28]))
+    """
     axis = torch.arange(28) + 0.5
     rows, columns = torch.meshgrid(axis, axis, indexing="ij")
     values = torch.tensor(list(product(*(range(n) for n in FACTORS.values()))))

@@ -74,6 +74,15 @@ def binarize(intensities: Float[Tensor, "*shape"], generator: torch.Generator | 
     Raises:
         TypeError: `intensities` is not a floating-point tensor.
         ValueError: it has a value outside [0, 1] or a NaN.
+
+    >>> import torch
+    >>> from companion.data import binarize
+    >>> binarize(torch.tensor([0.0, 1.0]))
+    tensor([0., 1.])
+    >>> intensities = torch.full((10_000,), 0.25)
+    >>> x = binarize(intensities, torch.Generator().manual_seed(0))
+    >>> bool((x.mean() - 0.25).abs() < 0.03)
+    True
     """
     if not isinstance(intensities, Tensor) or not intensities.is_floating_point():
         found = f"a tensor of {intensities.dtype}" if isinstance(intensities, Tensor) else type(intensities).__name__
@@ -143,6 +152,11 @@ def load(name: str, split: str = "train", *, device: torch.device | str = "cpu")
         ValueError: unknown name or split, or a file that is not the one it should be.
         FileNotFoundError: COMPANION_DATA_DIR is set and does not lead to the files.
         OSError: no mirror gave the file.
+
+    >>> from companion.data import load
+    >>> test = load("mnist6k", "test")
+    >>> test.pixels.shape, test.pixels.dtype, test.labels[:5].tolist()
+    (torch.Size([1000, 1, 28, 28]), torch.uint8, [2, 6, 7, 1, 4])
     """
     if name not in IMAGES:
         raise ValueError(f"name is {name!r}; it must be one of {', '.join(IMAGES)}")

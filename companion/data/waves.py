@@ -63,6 +63,11 @@ def waves(n: int, length: int = 1024, generator: torch.Generator | None = None) 
         generator: on the CPU; torch's global one if None.
 
     Raises ValueError unless n and length are positive integers.
+
+    >>> from companion.data import waves
+    >>> sounds = waves(3, length=256)
+    >>> sounds.amplitudes.shape
+    torch.Size([3, 256])
     """
     require_positive_int(n, "n")
     require_positive_int(length, "length")
@@ -104,6 +109,14 @@ def mu_law_encode(amplitudes: Float[Tensor, "*shape"], levels: int = 256) -> Int
     Raises:
         TypeError: `amplitudes` is not a floating-point tensor.
         ValueError: it has a value outside [-1, 1] or a NaN, or levels is no integer from 2 to 256.
+
+    >>> import torch
+    >>> from companion.data import mu_law_decode, mu_law_encode
+    >>> codes = mu_law_encode(torch.tensor([-1.0, 0.0, 1.0]), 256)
+    >>> codes
+    tensor([  0, 128, 255])
+    >>> [round(x, 2) for x in mu_law_decode(codes, 256).tolist()]
+    [-1.0, 0.0, 1.0]
     """
     return (mu_law_position(amplitudes, levels) + 0.5).floor().long()
 

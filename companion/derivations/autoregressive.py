@@ -5,6 +5,7 @@ import itertools
 import math
 from collections.abc import Callable, Iterable, Sequence
 from functools import reduce
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -15,7 +16,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from companion.derivations.registry import Lines, Mutant, verifies
+from companion.derivations.registry import Lines, Mutant, Tolerance, verifies
 from companion.models.autoregressive import FVSBN, MADE, NADE, PixelCNN
 from companion.models.autoregressive.outputs import LogisticOutput, inverse_cdf
 from companion.models.autoregressive.pixelcnn import gate
@@ -24,10 +25,11 @@ from companion.nets.causal_conv import DilatedCausalConv1d
 from companion.nets.masked_conv import MaskedConv2d
 
 Array = np.ndarray
+Model = TypeVar("Model", bound=nn.Module)
 
-SMALL_SUMS = dict(tolerance=1e-11, reason="sums of a few float64 numbers of order one")
-NETWORK = dict(tolerance=1e-10, reason="small networks in float64, values up to about a hundred")
-COUNTS = dict(tolerance=1e-9, reason="counts: whole numbers, exact in float64")
+SMALL_SUMS = Tolerance(tolerance=1e-11, reason="sums of a few float64 numbers of order one")
+NETWORK = Tolerance(tolerance=1e-10, reason="small networks in float64, values up to about a hundred")
+COUNTS = Tolerance(tolerance=1e-9, reason="counts: whole numbers, exact in float64")
 
 
 def _states(pixels: int) -> Array:
@@ -62,7 +64,7 @@ def _ones(p: Array) -> Array:
     return np.stack([np.broadcast_to(c, p.shape).ravel() for c in each], axis=1)
 
 
-def _randomise(model: nn.Module, rng: np.random.Generator, scale: float = 1.5) -> nn.Module:
+def _randomise(model: Model, rng: np.random.Generator, scale: float = 1.5) -> Model:
     """The model in float64 with weights large enough that everything matters."""
     model.double()
     with torch.no_grad():

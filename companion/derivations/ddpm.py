@@ -14,16 +14,16 @@ from scipy.special import xlogy
 from scipy.stats import multivariate_normal, norm
 from torch.distributions import Independent, Normal, kl_divergence
 
-from companion.derivations.registry import Lines, Mutant, verifies
+from companion.derivations.registry import Lines, Mutant, Tolerance, verifies
 from companion.derivations.toys import gauss_hermite, plane
 from companion.models.hvae import HVAE
 from companion.nets.time_embedding import sinusoidal
 
 Array = np.ndarray
 
-SMALL_SUMS = dict(tolerance=1e-11, reason="sums of a few float64 numbers of order one")
-GAUSSIANS = dict(tolerance=1e-10, reason="Gaussians in a few dimensions, conditioned or weighed in float64")
-QUADRATURE = dict(tolerance=1e-10, reason="quadrature that resolves a smooth density to rounding")
+SMALL_SUMS = Tolerance(tolerance=1e-11, reason="sums of a few float64 numbers of order one")
+GAUSSIANS = Tolerance(tolerance=1e-10, reason="Gaussians in a few dimensions, conditioned or weighed in float64")
+QUADRATURE = Tolerance(tolerance=1e-10, reason="quadrature that resolves a smooth density to rounding")
 
 
 def _line(reach: float, points: int) -> tuple[Array, Array]:
@@ -2424,7 +2424,7 @@ def _integral(function: Callable[[Array], Array], low: float, high: float) -> fl
     return float((high - low) / 2 * weight @ function((high - low) / 2 * node + (high + low) / 2))
 
 
-LIMITS = dict(
+LIMITS = Tolerance(
     tolerance=1e-8, reason="the limit of sums of 8 to 512 terms, by extrapolation, and smooth integrals by quadrature"
 )
 

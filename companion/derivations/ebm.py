@@ -15,7 +15,7 @@ from scipy.special import expit, logsumexp, softmax
 from scipy.stats import entropy, multivariate_normal, norm
 from torch.nn import functional as F
 
-from companion.derivations.registry import Lines, Mutant, verifies
+from companion.derivations.registry import Lines, Mutant, Tolerance, verifies
 from companion.derivations.toys import gauss_hermite, plane
 from companion.models.ebm import RBM
 from companion.models.ebm import laplacian as laplacians
@@ -28,10 +28,10 @@ Array = np.ndarray
 Map = Callable[[torch.Tensor], torch.Tensor]
 Vector = TypeVar("Vector", Array, torch.Tensor)
 
-SMALL_SUMS = dict(tolerance=1e-11, reason="sums of a few float64 numbers of order one")
-JACOBIANS = dict(tolerance=1e-10, reason="float64 Jacobians in a few dimensions")
-QUADRATURE = dict(tolerance=1e-10, reason="quadrature that resolves a smooth density to rounding")
-DIFFERENCES = dict(tolerance=1e-8, reason="central differences with step 1e-5, whose error is about 1e-10")
+SMALL_SUMS = Tolerance(tolerance=1e-11, reason="sums of a few float64 numbers of order one")
+JACOBIANS = Tolerance(tolerance=1e-10, reason="float64 Jacobians in a few dimensions")
+QUADRATURE = Tolerance(tolerance=1e-10, reason="quadrature that resolves a smooth density to rounding")
+DIFFERENCES = Tolerance(tolerance=1e-8, reason="central differences with step 1e-5, whose error is about 1e-10")
 
 
 @dataclass(frozen=True)

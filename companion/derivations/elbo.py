@@ -7,13 +7,13 @@ from scipy.special import logsumexp, xlogy
 from scipy.stats import multivariate_normal, norm
 from torch.distributions import Categorical, Normal
 
-from companion.derivations.registry import Lines, Mutant, verifies
+from companion.derivations.registry import Lines, Mutant, Tolerance, verifies
 from companion.derivations.toys import Latent, gauss_hermite, latents, random_pca, two_peaks
 from companion.models.elbo import BernoulliMixture, linear_gaussian_elbo, mean_field
 from companion.models.generative_problem import ProbabilisticPCA
 
 # Sums over a table, and trapezoid sums over a plane, of float64 values up to about ten.
-ROUNDING = dict(tolerance=1e-10, reason="float64 sums over up to 130,000 nodes, values up to about ten")
+ROUNDING = Tolerance(tolerance=1e-10, reason="float64 sums over up to 130,000 nodes, values up to about ten")
 
 
 @verifies(

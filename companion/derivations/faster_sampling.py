@@ -13,16 +13,16 @@ from scipy import integrate, linalg
 from scipy.special import logsumexp, softmax
 from scipy.stats import multivariate_normal
 
-from companion.derivations.registry import Lines, Mutant, verifies
+from companion.derivations.registry import Lines, Mutant, Tolerance, verifies
 from companion.derivations.toys import gauss_hermite, plane
 
 Array = np.ndarray
 Field = Callable[[float, Array], Array]
 Map = Callable[[torch.Tensor], torch.Tensor]
 
-SMALL_SUMS = dict(tolerance=1e-11, reason="sums of a few float64 numbers of order one")
-JACOBIANS = dict(tolerance=1e-10, reason="float64 derivatives by autograd in a few dimensions")
-SOLVED = dict(tolerance=1e-8, reason="a Runge-Kutta method of order 8 with a tolerance of 1e-11 for each step")
+SMALL_SUMS = Tolerance(tolerance=1e-11, reason="sums of a few float64 numbers of order one")
+JACOBIANS = Tolerance(tolerance=1e-10, reason="float64 derivatives by autograd in a few dimensions")
+SOLVED = Tolerance(tolerance=1e-8, reason="a Runge-Kutta method of order 8 with a tolerance of 1e-11 for each step")
 
 
 # Numbers of steps whose limit is taken.

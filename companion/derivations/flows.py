@@ -7,6 +7,7 @@ import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import reduce
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -16,7 +17,7 @@ from scipy.stats import entropy, johnsonsu, logistic, multivariate_normal, norm,
 from torch import nn
 from torch.nn import functional as F
 
-from companion.derivations.registry import Lines, Mutant, verifies
+from companion.derivations.registry import Lines, Mutant, Tolerance, verifies
 from companion.derivations.toys import plane
 from companion.models.flows import Flow
 from companion.models.flows.coupling import (
@@ -35,12 +36,13 @@ from companion.models.flows.normalisation import ActNorm, BatchNorm
 from companion.models.flows.split import Split
 
 Array = np.ndarray
+Layer = TypeVar("Layer", bound=nn.Module)
 Map = Callable[[torch.Tensor], torch.Tensor]
 
-SMALL_SUMS = dict(tolerance=1e-11, reason="sums of a few float64 numbers of order one")
-JACOBIANS = dict(tolerance=1e-10, reason="float64 Jacobians in a few dimensions")
-QUADRATURE = dict(tolerance=1e-10, reason="quadrature that resolves a smooth density to rounding")
-DIFFERENCES = dict(tolerance=1e-8, reason="central differences with step 1e-5, whose error is about 1e-10")
+SMALL_SUMS = Tolerance(tolerance=1e-11, reason="sums of a few float64 numbers of order one")
+JACOBIANS = Tolerance(tolerance=1e-10, reason="float64 Jacobians in a few dimensions")
+QUADRATURE = Tolerance(tolerance=1e-10, reason="quadrature that resolves a smooth density to rounding")
+DIFFERENCES = Tolerance(tolerance=1e-8, reason="central differences with step 1e-5, whose error is about 1e-10")
 
 
 def _jacobian(function: Map, at: Array) -> Array:
@@ -68,7 +70,7 @@ def _forward(layer: nn.Module) -> Map:
     return lambda z: layer(z[None])[0][0]
 
 
-def _randomise(layer: nn.Module, rng: np.random.Generator, scale: float = 0.4) -> nn.Module:
+def _randomise(layer: Layer, rng: np.random.Generator, scale: float = 0.4) -> Layer:
     """The layer in float64 and in evaluation mode, with weights for which everything matters."""
     layer.double().eval()
     with torch.no_grad():

@@ -13,15 +13,15 @@ from scipy.stats import entropy, multivariate_normal, norm, wasserstein_distance
 from torch.distributions import Normal
 from torch.nn import functional as F
 
-from companion.derivations.registry import Lines, Mutant, verifies
+from companion.derivations.registry import Lines, Mutant, Tolerance, verifies
 from companion.derivations.toys import plane
 
 Array = np.ndarray
 
-SMALL_SUMS = dict(tolerance=1e-11, reason="sums of a few float64 numbers of order one")
-NUMERIC = dict(tolerance=1e-6, reason="an optimum found numerically, where the function is flat, to about 1e-8")
-DIFFERENCES = dict(tolerance=1e-8, reason="central differences with step 1e-5, whose error is about 1e-10")
-PROGRAMME = dict(tolerance=1e-8, reason="linear programmes solved to about 1e-10")
+SMALL_SUMS = Tolerance(tolerance=1e-11, reason="sums of a few float64 numbers of order one")
+NUMERIC = Tolerance(tolerance=1e-6, reason="an optimum found numerically, where the function is flat, to about 1e-8")
+DIFFERENCES = Tolerance(tolerance=1e-8, reason="central differences with step 1e-5, whose error is about 1e-10")
+PROGRAMME = Tolerance(tolerance=1e-8, reason="linear programmes solved to about 1e-10")
 LOG_4 = np.log(4)
 
 

@@ -7,12 +7,12 @@ import torch
 from scipy import optimize
 from scipy.stats import entropy, multivariate_normal, norm
 
-from companion.derivations.registry import Lines, Mutant, verifies
+from companion.derivations.registry import Lines, Mutant, Tolerance, verifies
 from companion.derivations.toys import Latent, latents, linear_gaussian, plane, table
 from companion.models.generative_problem import GaussianMixture, IndependentPixels, ProbabilisticPCA
 
-SMALL_SUMS = dict(tolerance=1e-12, reason="sums of a few float64 numbers of order one")
-PLANE = dict(tolerance=1e-10, reason="float64 sums over up to 130,000 nodes, values up to about ten")
+SMALL_SUMS = Tolerance(tolerance=1e-12, reason="sums of a few float64 numbers of order one")
+PLANE = Tolerance(tolerance=1e-10, reason="float64 sums over up to 130,000 nodes, values up to about ten")
 
 
 def _covariance(rng: np.random.Generator, dim: int = 2) -> np.ndarray:

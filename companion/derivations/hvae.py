@@ -12,14 +12,14 @@ from scipy.special import logsumexp, xlogy
 from scipy.stats import multivariate_normal, norm
 from torch.distributions import MultivariateNormal, Normal, kl_divergence
 
-from companion.derivations.registry import Lines, Mutant, verifies
+from companion.derivations.registry import Lines, Mutant, Tolerance, verifies
 from companion.derivations.toys import gauss_hermite, plane
 from companion.models.generative_problem import ProbabilisticPCA
 
 Array = np.ndarray
 
-FORMULA = dict(tolerance=1e-11, reason="a few float64 operations on numbers up to a hundred")
-ROUNDING = dict(tolerance=1e-10, reason="float64 sums over up to 100,000 nodes, values up to about ten")
+FORMULA = Tolerance(tolerance=1e-11, reason="a few float64 operations on numbers up to a hundred")
+ROUNDING = Tolerance(tolerance=1e-10, reason="float64 sums over up to 100,000 nodes, values up to about ten")
 
 
 @dataclass(frozen=True)

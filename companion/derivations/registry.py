@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from html import escape
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -36,6 +36,13 @@ STANDARD_ERRORS_ALLOWED, STANDARD_ERRORS_TO_REJECT, TOLERANCES_TO_REJECT = 5.0, 
 
 class CheckFailed(AssertionError):
     """An equation did not close within its tolerance, or one of its mutants was not rejected."""
+
+
+class Tolerance(TypedDict):
+    """How far the lines of a check may differ, and why that far: what several checks of a chapter have in common."""
+
+    tolerance: float
+    reason: str
 
 
 @dataclass(frozen=True)
@@ -140,7 +147,7 @@ class Check:
         """Path and lines of the check's source, as a fragment of the repository's address."""
         function = inspect.unwrap(self.function)
         lines, first = inspect.getsourcelines(function)
-        file = Path(inspect.getsourcefile(function))
+        file = Path(inspect.getfile(function))
         root = Path(__file__).parents[2]
         return f"{file.relative_to(root).as_posix()}#L{first}-L{first + len(lines) - 1}"
 
@@ -212,6 +219,8 @@ class Check:
                     violation = np.maximum(-difference, 0)
                 case _:
                     raise ValueError(f"{self.label}: line {after!r} must start with =, ≥ or ≤")
+            allowed: ArrayLike
+            rejects: ArrayLike
             errors = [run.standard_errors[name] for name in (before, after) if name in run.standard_errors]
             if errors:
                 se = np.sqrt(sum(np.square(np.asarray(e, dtype=np.float64)) for e in errors))
@@ -272,6 +281,12 @@ def select(chapter: str | None = None, label: str | None = None) -> list[Check]:
     """The checks of one chapter, of one label, or all of them.
 
     Raises ValueError for an unknown name, with the nearest known ones.
+
+    >>> from companion.derivations import select
+    >>> [check.label for check in select(label="elbo-gap-kl")]
+    ['elbo-gap-kl']
+    >>> all(check.chapter == "elbo" for check in select(chapter="elbo"))
+    True
     """
     chapters = sorted({check.chapter for check in CHECKS.values()})
     for argument, value, known in (("chapter", chapter, chapters), ("label", label, list(CHECKS))):
@@ -287,6 +302,11 @@ def verify(label: str) -> Result:
     Raises:
         CheckFailed: the equation did not close, or a mutant survived.
         ValueError: no equation has this label.
+
+    >>> from companion.derivations import verify
+    >>> result = verify("jensen-concave")
+    >>> result.ok, result.kind, len(result.mutants) >= 2
+    (True, 'inequality', True)
     """
     [check] = select(label=label)
     result = check.run()

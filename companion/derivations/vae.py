@@ -9,16 +9,16 @@ from scipy.special import expit, logsumexp
 from scipy.stats import entropy, multivariate_normal, norm
 from torch.distributions import Bernoulli, Independent, MultivariateNormal, Normal, kl_divergence
 
-from companion.derivations.registry import Lines, Mutant, verifies
+from companion.derivations.registry import Lines, Mutant, Tolerance, verifies
 from companion.derivations.toys import Latent, gauss_hermite, latents, plane, random_pca, table
 from companion.models.elbo import linear_gaussian_elbo, mean_field
 from companion.models.generative_problem import ProbabilisticPCA
 
 Array = np.ndarray
 
-FORMULA = dict(tolerance=1e-11, reason="a few float64 operations on numbers up to a hundred")
-QUADRATURE = dict(tolerance=1e-9, reason="Gauss-Hermite quadrature, exact for polynomials; values up to a hundred")
-PLANE = dict(tolerance=1e-10, reason="float64 sums over up to 130,000 nodes, values up to about ten")
+FORMULA = Tolerance(tolerance=1e-11, reason="a few float64 operations on numbers up to a hundred")
+QUADRATURE = Tolerance(tolerance=1e-9, reason="Gauss-Hermite quadrature, exact for polynomials; values up to a hundred")
+PLANE = Tolerance(tolerance=1e-10, reason="float64 sums over up to 130,000 nodes, values up to about ten")
 
 
 def _spd(rng: np.random.Generator, dim: int) -> Array:

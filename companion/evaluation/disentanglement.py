@@ -27,6 +27,14 @@ def mutual_information_gap(
         factors: integer values, each column with two values or more.
 
     Raises ValueError for a code of fewer than two coordinates, lengths that differ, NaN, or a constant factor.
+
+    >>> import torch
+    >>> from companion.evaluation import mutual_information_gap
+    >>> factors = torch.cartesian_prod(torch.arange(4), torch.arange(4))
+    >>> apart = factors.float()
+    >>> mixed = apart @ torch.tensor([[1.0, 1.0], [1.0, 1.0]])
+    >>> round(mutual_information_gap(apart, factors), 3), round(mutual_information_gap(mixed, factors), 3)
+    (1.0, 0.0)
     """
     require_positive_int(bins, "bins")
     if code.ndim != 2 or code.shape[1] < 2:

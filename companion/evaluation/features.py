@@ -92,14 +92,15 @@ def as_features(x: Samples, name: str) -> Features:
         raise type(error)(f"{name}: {error}") from error
 
 
-def as_pair(x: Samples, reference: Samples) -> tuple[Features, Features]:
-    """Both as `Features`. Raises ValueError for features of two nets or of two dimensions."""
-    x, reference = as_features(x, "x"), as_features(reference, "reference")
+def as_pair(x: Samples, reference: Samples, names: tuple[str, str] = ("x", "reference")) -> tuple[Features, Features]:
+    """Both as `Features`. Raises ValueError, with the names, for features of two nets or of two dimensions."""
+    x, reference = as_features(x, names[0]), as_features(reference, names[1])
+    both = " and ".join(names)
     if x.net != reference.net:
-        raise ValueError(f"x and reference must be features of one net, got {x.net!r} and {reference.net!r}")
+        raise ValueError(f"{both} must be features of one net, got {x.net!r} and {reference.net!r}")
     if x.values.shape[1] != reference.values.shape[1]:
         raise ValueError(
-            f"x and reference must have the same dimension, got {x.values.shape[1]} and {reference.values.shape[1]}"
+            f"{both} must have the same dimension, got {x.values.shape[1]} and {reference.values.shape[1]}"
         )
     return x, reference
 

@@ -9,16 +9,14 @@ et al. 2016, "A note on the evaluation of generative models").
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from companion.evaluation.distances import squared_distances
 from companion.validate import require_events
-
-# Distances at a time: 32 MB in double precision.
-_CHUNK = 2**22
 
 
 class KernelDensity:
@@ -31,6 +29,12 @@ class KernelDensity:
         bandwidth: the standard deviation h of each Gaussian in each coordinate.
 
     Raises TypeError or ValueError for samples or a bandwidth that are not like that.
+
+    >>> import torch
+    >>> from companion.evaluation import KernelDensity
+    >>> estimate = KernelDensity(torch.tensor([[-1.0], [1.0]]), bandwidth=1.0)
+    >>> round(estimate.log_prob(torch.zeros(1, 1)).item(), 4)  # -1/2 - log √2π
+    -1.4189
     """
 
     def __init__(self, samples: Float[Tensor, "n dim"], bandwidth: float):
@@ -39,14 +43,14 @@ class KernelDensity:
     def log_prob(self, x: Float[Tensor, "batch dim"]) -> Float[Tensor, " batch"]:
         """Log-density in nats. Raises TypeError or ValueError for events of another shape, or that are not finite."""
         require_events(x, tuple(self.samples.shape[1:]))
-        parts = [_log_mean(squared, self.samples, self.bandwidth) for squared in _squared_distances(x, self.samples)]
+        parts = [_log_mean(squared, self.samples, self.bandwidth) for squared in squared_distances(x, self.samples)]
         return torch.cat([x.new_empty(0), *parts]).to(x.dtype)
 
     def sample(self, n: int, generator: torch.Generator | None = None) -> Float[Tensor, "n dim"]:
         """Samples chosen at random, each with noise of its own."""
-        options = {"generator": generator, "device": self.samples.device}
-        chosen = self.samples[torch.randint(len(self.samples), (n,), **options)]
-        return chosen + self.bandwidth * torch.randn(chosen.shape, dtype=chosen.dtype, **options)
+        device, dtype = self.samples.device, self.samples.dtype
+        chosen = self.samples[torch.randint(len(self.samples), (n,), generator=generator, device=device)]
+        return chosen + self.bandwidth * torch.randn(chosen.shape, dtype=dtype, generator=generator, device=device)
 
 
 def leave_one_out(samples: Float[Tensor, "n dim"], bandwidth: float) -> float:
@@ -65,6 +69,12 @@ def choose_bandwidth(samples: Float[Tensor, "n dim"], candidates: Sequence[float
         ValueError: fewer than three different candidates, or the best one is the smallest or the largest, so
             that a better one may lie beyond.
         TypeError, ValueError: as KernelDensity does.
+
+    >>> import torch
+    >>> from companion.evaluation import choose_bandwidth
+    >>> samples = torch.randn(500, 1, generator=torch.Generator().manual_seed(0))
+    >>> choose_bandwidth(samples, [0.01, 0.3, 3.0])
+    0.3
     """
     bandwidths = sorted({_require_bandwidth(candidate) for candidate in candidates})
     if len(bandwidths) < 3:
@@ -84,7 +94,7 @@ def choose_bandwidth(samples: Float[Tensor, "n dim"], candidates: Sequence[float
 def _leave_one_out(samples: Float[Tensor, "n dim"], bandwidths: Sequence[float]) -> list[float]:
     """For each bandwidth, from one computation of the distances."""
     totals, start = samples.new_zeros(len(bandwidths), dtype=torch.float64), 0
-    for squared in _squared_distances(samples, samples):
+    for squared in squared_distances(samples, samples):
         rows = torch.arange(len(squared), device=squared.device)
         # Infinitely far from itself; the mean over the others divides by one less.
         squared[rows, start + rows] = torch.inf
@@ -100,16 +110,6 @@ def _log_mean(
     m, dim = samples.shape
     log_sum = torch.logsumexp(squared / (-2 * bandwidth**2), dim=1)
     return log_sum - math.log(m) - dim / 2 * math.log(2 * math.pi * bandwidth**2)
-
-
-def _squared_distances(x: Float[Tensor, "batch dim"], samples: Float[Tensor, "n dim"]) -> Iterator[Tensor]:
-    """Squared Euclidean distances in double precision, in chunks of rows, (rows, n)."""
-    # One matrix product. Around the origin its rounding is that of the samples' spread, not of where they lie.
-    centre = samples.double().mean(0)
-    y = samples.double() - centre
-    for rows in x.split(max(1, _CHUNK // len(samples))):
-        z = rows.double() - centre
-        yield torch.addmm(y.square().sum(1) + z.square().sum(1, keepdim=True), z, y.T, alpha=-2)
 
 
 def _require_samples(samples: Float[Tensor, "n dim"]) -> Float[Tensor, "n dim"]:

@@ -50,6 +50,12 @@ def mode_coverage(samples: Float[Tensor, "n 2"], centres: Float[Tensor, "k 2"], 
 
     Raises TypeError or ValueError for samples or centres that are no points in the plane, NaN, none at all, or a
     scale that is not positive.
+
+    >>> import torch
+    >>> from companion.evaluation import mode_coverage
+    >>> centres = torch.tensor([[0.0, 0.0], [5.0, 0.0]])
+    >>> print(mode_coverage(torch.tensor([[0.1, 0.0], [-0.1, 0.0], [2.5, 0.0], [0.0, 0.2]]), centres, scale=0.1))
+    1 of 2 modes, 75.0 % high quality (4 samples, within 3 standard deviations of 0.1)
     """
     for name, points in (("samples", samples), ("centres", centres)):
         require_events(points, (2,), name)

@@ -6,14 +6,9 @@ its rows again, live. Those of a chapter are in the module of its name.
 
 import inspect
 import json
-import os
-import platform
 import time
 from collections.abc import Callable
-from importlib.metadata import version
 from pathlib import Path
-
-import torch
 
 from companion.experiments.autoregressive import (
     autoregressive_digits,
@@ -23,13 +18,13 @@ from companion.experiments.autoregressive import (
 )
 from companion.experiments.ddpm import ddpm_digits, ddpm_mnist
 from companion.experiments.ebm import ebm_digits, ebm_plane, rbm_digits, score_mnist
+from companion.experiments.evaluation import digit_classifier
 from companion.experiments.faster_sampling import few_steps_plane, sampler_digits
 from companion.experiments.flows import flows_digits, flows_mnist, flows_plane
 from companion.experiments.gan import gan_collapse, gan_modes
 from companion.experiments.hvae import hvae_collapse, hvae_digits, latent_dimension
+from companion.experiments.record import RESULTS, record, write
 from companion.experiments.vae import Row, vae_beta, vae_disentanglement
-
-RESULTS = Path(__file__).parents[1] / "results"
 
 EXPERIMENTS: dict[str, Callable[..., list[Row]]] = {
     experiment.__name__: experiment
@@ -56,6 +51,7 @@ EXPERIMENTS: dict[str, Callable[..., list[Row]]] = {
         ddpm_digits,
         sampler_digits,
         few_steps_plane,
+        digit_classifier,
     )
 }
 
@@ -78,24 +74,8 @@ def run(name: str, folder: Path = RESULTS, /, **arguments) -> Path:
     bound.apply_defaults()
     start = time.perf_counter()
     rows = experiment(**bound.arguments)
-    result = {
-        "name": name,
-        "config": bound.arguments,
-        "versions": {"python": platform.python_version()}
-        | {package: version(package) for package in ("generative-models-verified", "torch", "numpy")},
-        "hardware": {
-            "machine": platform.machine(),
-            "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-            "threads": torch.get_num_threads(),
-            "gpu": torch.cuda.get_device_name() if bound.arguments.get("device") == "cuda" else None,
-        },
-        "seconds": round(time.perf_counter() - start, 1),
-        "rows": rows,
-    }
-    path = Path(folder) / f"{name}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(result, indent=1) + "\n")
-    return path
+    seconds = time.perf_counter() - start
+    return write(Path(folder) / f"{name}.json", record(name, bound.arguments, seconds, rows))
 
 
 def result(name: str) -> dict:

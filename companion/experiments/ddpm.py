@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from companion.evaluation import bits_per_dim
+from companion.evaluation import as_bits_per_dim
 from companion.experiments.vae import Row
 from companion.models.ddpm import DDPM, VDM, cosine_schedule, linear_schedule
 from companion.nets.fourier import Fourier
@@ -58,7 +58,7 @@ def ddpm_mnist(
     found = {-1: -model.elbo(x, label, 200, generator), 0: model.prior_kl(x)}
     for t in (1, 2, 3, 5, 7, 10, 15, 20, 30, 50, 70, 100, 150, 200, 300, 400, 500, 600, 700, 800, 900, 1000):
         found[t] = model.term(x, t, label, generator)
-    bits = {t: bits_per_dim(nats, x.shape[1:]) for t, nats in found.items()}
+    bits = {t: as_bits_per_dim(nats, x.shape[1:]) for t, nats in found.items()}
     return [{"time": t, "bits": b.mean().item(), "error": (b.std() / len(b) ** 0.5).item()} for t, b in bits.items()]
 
 
@@ -116,7 +116,7 @@ def ddpm_digits(
             chains["forward"].network = model.network
         for variance, chain in chains.items():
             nats = -chain.elbo(x, terms=200, generator=torch.Generator(device).manual_seed(seed))
-            bits = bits_per_dim(nats, x.shape[1:])
+            bits = as_bits_per_dim(nats, x.shape[1:])
             found = {"bits": bits.mean().item(), "error": (bits.std() / images**0.5).item()}
             rows.append({"training": name, "variance": variance, **found})
     return rows

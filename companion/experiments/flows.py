@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from companion.data import density
-from companion.evaluation import bits_per_dim, histogram_bits_per_dim
+from companion.evaluation import as_bits_per_dim, histogram_bits_per_dim
 from companion.experiments.vae import Row
 from companion.models.flows import MAF, NICE, Dequantised, Flow, Glow, ImageRealNVP, RealNVP
 from companion.presets import splits
@@ -87,7 +87,7 @@ def _rows(
             nats = -torch.cat([model.elbo(part.to(device)).cpu() for part in x.split(100)])
         parameters = sum(p.numel() for p in model.parameters())
         training = settings.batch_size, done.history[-1]["step"], done.best_step
-        rows.append(_row(name, parameters, bits_per_dim(nats, x.shape[1:]), floor, training))
+        rows.append(_row(name, parameters, as_bits_per_dim(nats, x.shape[1:]), floor, training))
         if place is not None:
             known = {"data": data, "alpha": ALPHA, "noise": noise, **rows[-1]}
             save_model(model, place / "model.safetensors", {key: str(value) for key, value in known.items()})

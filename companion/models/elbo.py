@@ -20,7 +20,17 @@ class BernoulliMixture(nn.Module):
         components: K.
         event_shape: the shape of one image, such as (1, 28, 28).
         generator: draws the random start, prototypes near grey.
+
+    >>> import torch
+    >>> from companion.models import BernoulliMixture
+    >>> _ = torch.manual_seed(0)
+    >>> model = BernoulliMixture(3, (1, 2, 2))
+    >>> x = torch.tensor([[[[1.0, 0.0], [0.0, 1.0]]]])
+    >>> bool((model.elbo(x) <= model.log_prob(x) + 1e-6).all())
+    True
     """
+
+    levels = 2
 
     def __init__(self, components: int, event_shape: tuple[int, ...], generator: torch.Generator | None = None):
         super().__init__()

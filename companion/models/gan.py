@@ -51,6 +51,9 @@ class History(nn.Module):
     The mean and how many it is of are buffers, so that a checkpoint has them.
     """
 
+    mean: Tensor
+    count: Tensor
+
     def __init__(self, parameters: list[nn.Parameter], weight: float):
         super().__init__()
         self.weight = weight
@@ -108,7 +111,15 @@ class GAN(nn.Module):
             itself (there, sec. 3.5): in "conv" in place of batch normalisation, in "mlp" in each hidden layer.
 
     Raises ValueError for an argument, or two of them together, that mean nothing.
+
+    >>> import torch
+    >>> from companion.models import GAN
+    >>> model = GAN(event_shape=(2,), latent_dim=2)
+    >>> list(model.players()), model.sample(4).shape
+    (['discriminator', 'generator'], torch.Size([4, 2]))
     """
+
+    reference: Tensor | None
 
     def __init__(
         self,
@@ -173,7 +184,7 @@ class GAN(nn.Module):
         self.histories = nn.ModuleDict()
         if historical_averaging:
             for name, player in self.players().items():
-                self.histories[name] = History(player.parameters, historical_averaging)
+                self.histories[name] = History(list(player.parameters), historical_averaging)
 
     def players(self) -> dict[str, Player]:
         """The discriminator, `critic_updates` times in a step, then the generator."""
@@ -251,7 +262,7 @@ class GAN(nn.Module):
     def _loss(self, player: str, parts: dict[str, Tensor]) -> Loss:
         if player in self.histories:
             parts["historical averaging"] = self.histories[player](self.players()[player].parameters)
-        return Loss(sum(parts.values()), parts, "game value")
+        return Loss.of(parts, "game value")
 
     def _excess_slope(self, real: Tensor, fake: Tensor) -> Float[Tensor, " batch"]:
         """(‖∇ℓ(x̂)‖ - 1)² at x̂ = ε x + (1 - ε) G(z), with ε uniform on [0, 1] for each example.

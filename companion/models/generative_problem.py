@@ -21,7 +21,16 @@ class IndependentPixels(nn.Module):
 
     Args:
         event_shape: the shape of one image, such as (1, 28, 28).
+
+    >>> import torch
+    >>> from companion.models import IndependentPixels
+    >>> model = IndependentPixels((1, 2, 2))
+    >>> x = torch.tensor([[[[1.0, 0.0], [0.0, 1.0]]]])
+    >>> model.log_prob(x)  # four fair coins: -4 log 2
+    tensor([-2.7726], grad_fn=<SumBackward1>)
     """
+
+    levels = 2
 
     def __init__(self, event_shape: tuple[int, ...]):
         super().__init__()
@@ -71,6 +80,13 @@ class GaussianMixture(nn.Module):
     Args:
         components: K.
         dim: d_x.
+
+    >>> import torch
+    >>> from companion.models import GaussianMixture
+    >>> _ = torch.manual_seed(0)
+    >>> model = GaussianMixture(components=3, dim=2)
+    >>> model.log_prob(torch.zeros(5, 2)).shape, model.sample(4).shape
+    (torch.Size([5]), torch.Size([4, 2]))
     """
 
     def __init__(self, components: int, dim: int):
@@ -126,6 +142,14 @@ class ProbabilisticPCA(nn.Module):
     Args:
         dim: d_x.
         latent_dim: d_z, smaller than d_x.
+
+    >>> import torch
+    >>> from companion.models import ProbabilisticPCA
+    >>> model = ProbabilisticPCA(dim=3, latent_dim=1)
+    >>> model.log_prob(torch.zeros(2, 3)).shape
+    torch.Size([2])
+    >>> model.encode(torch.zeros(2, 3)).mean.shape
+    torch.Size([2, 1])
     """
 
     def __init__(self, dim: int, latent_dim: int):
@@ -194,8 +218,8 @@ class ProbabilisticPCA(nn.Module):
     def sample(self, n: int, generator: torch.Generator | None = None) -> Float[Tensor, " n dim"]:
         require_positive_int(n, "n")
         dim, latent_dim = self.weight.shape
-        like = {"generator": generator, "device": self.weight.device, "dtype": self.weight.dtype}
-        z, noise = torch.randn(n, latent_dim, **like), torch.randn(n, dim, **like)
+        device, dtype = self.weight.device, self.weight.dtype
+        z, noise = (torch.randn(n, size, generator=generator, device=device, dtype=dtype) for size in (latent_dim, dim))
         return z @ self.weight.T + self.mean + self.log_scale.exp() * noise
 
 

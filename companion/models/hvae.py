@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.distributions import Distribution, Normal, kl_divergence
+from torch.distributions import Independent, Normal, kl_divergence
 
 from companion.models.questions import Loss
 from companion.models.vae import decoder_log_scale, few_rows, pixel_distribution, pixel_log_likelihood, sample_pixels
@@ -50,7 +50,15 @@ class HVAE(nn.Module):
         warm_up: the weight of the divergences grows from 0 to 1 over so many training steps.
         free_bits: nats that each level's divergence, averaged over the batch, may have without cost (Kingma et
             al. 2016, eq. 15).
+
+    >>> import torch
+    >>> from companion.models import HVAE
+    >>> model = HVAE((2,), latent_dims=(2, 1), hidden=(8, 8), likelihood="gaussian").eval()
+    >>> model.elbo(torch.zeros(5, 2)).shape
+    torch.Size([5])
     """
+
+    steps: Tensor
 
     def __init__(
         self,
@@ -87,6 +95,7 @@ class HVAE(nn.Module):
             raise ValueError(f"free_bits must be a finite number, not negative, got {free_bits!r}")
         self.event_shape, self.latent_dims = tuple(event_shape), tuple(latent_dims)
         self.inference, self.likelihood = inference, likelihood
+        self.levels = 2 if likelihood == "bernoulli" else None
         self.warm_up, self.free_bits = warm_up, free_bits
         self.register_buffer("steps", torch.tensor(0))
 
@@ -131,7 +140,7 @@ class HVAE(nn.Module):
         require_positive_int(samples, "samples")
         return self._draw(self._evidence(x), samples)
 
-    def decode(self, z: Float[Tensor, " batch latent"]) -> Distribution:
+    def decode(self, z: Float[Tensor, " batch latent"]) -> Independent:
         """p(x|z_1), batch shape (batch,), event shape that of an example."""
         require_events(z, self.latent_dims[:1], "z")
         return pixel_distribution(self.decoder(z).to(z.dtype), self.likelihood, self.log_scale)
@@ -152,7 +161,7 @@ class HVAE(nn.Module):
             unit += ", divergences weighted by the warm-up"
         parts = {"reconstruction": -log_likelihood}
         parts |= {f"level {level}": kl for level, kl in enumerate(divergences, start=1)}
-        return Loss(sum(parts.values()), parts, unit)
+        return Loss.of(parts, unit)
 
     def elbo(self, x: Float[Tensor, " batch *event"]) -> Float[Tensor, " batch"]:
         """The evidence lower bound in nats, with one draw of the latents, whatever the warm-up and the free bits."""
@@ -190,8 +199,8 @@ class HVAE(nn.Module):
     def sample(self, n: int, generator: torch.Generator | None = None) -> Float[Tensor, " n *event"]:
         """z_T from the prior, then down the chain, and x from the decoder, its noise included."""
         require_positive_int(n, "n")
-        like = {"generator": generator, "device": self.log_scale.device, "dtype": self.log_scale.dtype}
-        top = torch.randn(n, self.latent_dims[-1], **like)
+        device, dtype = self.log_scale.device, self.log_scale.dtype
+        top = torch.randn(n, self.latent_dims[-1], generator=generator, device=device, dtype=dtype)
         return sample_pixels(self.decode(self.descend(top, generator=generator)), generator)
 
     @torch.no_grad()

@@ -1,10 +1,12 @@
 """The questions that a model may answer, each a protocol with one or two methods.
 
 A model is an `nn.Module` that has the methods of the questions its family can answer, and no others, so
-that `isinstance(model, Density)` says whether it has an exact density.
+that `isinstance(model, Density)` says whether it has an exact density. A model whose density or bound is a probability of
+discrete values, intensities k / (L - 1), has their number L as `levels`, 2 for binary pixels.
 """
 
 from collections.abc import Callable, Iterable
+from functools import reduce
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
@@ -22,6 +24,11 @@ class Loss(NamedTuple):
     value: Float[Tensor, " batch"]
     parts: dict[str, Tensor]
     unit: str
+
+    @classmethod
+    def of(cls, parts: dict[str, Tensor], unit: str) -> "Loss":
+        """The loss that is the sum of these parts."""
+        return cls(reduce(torch.add, parts.values()), parts, unit)
 
 
 class Player(NamedTuple):
@@ -92,6 +99,13 @@ QUESTIONS: dict[str, type | tuple[type, ...]] = {
 
 
 def answers(model: object) -> list[str]:
-    """The questions that a model, or a class of models, answers."""
+    """The questions that a model, or a class of models, answers.
+
+    >>> from companion.models import GAN, VAE, answers
+    >>> answers(VAE)
+    ['loss', 'sample', 'bound', 'code']
+    >>> answers(GAN)
+    ['loss', 'sample']
+    """
     kind = model if isinstance(model, type) else type(model)
     return [question for question, protocol in QUESTIONS.items() if issubclass(kind, protocol)]

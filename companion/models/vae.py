@@ -44,6 +44,12 @@ class Autoencoder(nn.Module):
         latent_dim: d_z.
         network: "mlp", one hidden layer, or "conv".
         hidden: width of the hidden layer.
+
+    >>> import torch
+    >>> from companion.models import Autoencoder
+    >>> model = Autoencoder(event_shape=(1, 28, 28), latent_dim=2)
+    >>> model.loss(torch.rand(3, 1, 28, 28)).unit
+    'squared error'
     """
 
     def __init__(
@@ -86,6 +92,17 @@ class VAE(nn.Module):
         beta: the weight of the KL; 1 is the evidence lower bound, anything else a β-VAE (Higgins et al. 2017).
         samples: latents drawn for each example. With more than one, the loss is the importance-weighted bound
             (Burda et al. 2016, eq. 8).
+
+    >>> import torch
+    >>> from companion.models import VAE
+    >>> _ = torch.manual_seed(0)
+    >>> model = VAE(event_shape=(1, 28, 28), latent_dim=2)
+    >>> x = torch.rand(3, 1, 28, 28).bernoulli()
+    >>> loss = model.loss(x)
+    >>> loss.unit, tuple(loss.parts), loss.value.shape
+    ('nats', ('reconstruction', 'prior matching'), torch.Size([3]))
+    >>> model.encode(x).mean.shape, model.sample(4).shape
+    (torch.Size([3, 2]), torch.Size([4, 1, 28, 28]))
     """
 
     def __init__(
@@ -108,6 +125,7 @@ class VAE(nn.Module):
             raise ValueError(f"the importance-weighted bound has no beta: got samples = {samples} and beta = {beta}")
         self.event_shape, self.latent_dim = tuple(event_shape), latent_dim
         self.likelihood, self.beta, self.samples = likelihood, beta, samples
+        self.levels = 2 if likelihood == "bernoulli" else None
         self.encoder, self.decoder = _networks(network, self.event_shape, hidden, 2 * latent_dim, latent_dim)
         self.log_scale = decoder_log_scale(likelihood, decoder_scale)
 
@@ -126,7 +144,7 @@ class VAE(nn.Module):
         scale = (log_variance.clamp(*LOG_VARIANCE_RANGE) / 2).exp()
         return Independent(Normal(mean, scale, validate_args=False), 1, validate_args=False)
 
-    def decode(self, z: Float[Tensor, " batch latent"]) -> Distribution:
+    def decode(self, z: Float[Tensor, " batch latent"]) -> Independent:
         """p(x|z), batch shape (batch,), event shape that of an example."""
         require_events(z, (self.latent_dim,), "z")
         return pixel_distribution(self.decoder(z).to(z.dtype), self.likelihood, self.log_scale)
@@ -167,8 +185,9 @@ class VAE(nn.Module):
     def sample(self, n: int, generator: torch.Generator | None = None) -> Float[Tensor, " n *event"]:
         """z from the prior, then x from the decoder, its noise included."""
         require_positive_int(n, "n")
-        like = {"generator": generator, "device": self.log_scale.device, "dtype": self.log_scale.dtype}
-        return sample_pixels(self.decode(torch.randn(n, self.latent_dim, **like)), generator)
+        device, dtype = self.log_scale.device, self.log_scale.dtype
+        z = torch.randn(n, self.latent_dim, generator=generator, device=device, dtype=dtype)
+        return sample_pixels(self.decode(z), generator)
 
     def _terms(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """log p(x|z) at one draw of z from q, and KL(q(z|x)‖p(z)), each (batch,)."""
@@ -198,8 +217,9 @@ def decoder_log_scale(likelihood: str, decoder_scale: float | str) -> nn.Paramet
         raise ValueError(f"decoder_scale is for a Gaussian decoder, got {decoder_scale!r} with a Bernoulli one")
     if decoder_scale != "learned" and not (isinstance(decoder_scale, (int, float)) and decoder_scale > 0):
         raise ValueError(f"decoder_scale must be a positive number or 'learned', got {decoder_scale!r}")
-    learned = decoder_scale == "learned"
-    return nn.Parameter(torch.tensor(0.0 if learned else math.log(decoder_scale)), requires_grad=learned)
+    if isinstance(decoder_scale, str):
+        return nn.Parameter(torch.tensor(0.0))
+    return nn.Parameter(torch.tensor(math.log(decoder_scale)), requires_grad=False)
 
 
 def pixel_distribution(output: Float[Tensor, " batch *event"], likelihood: str, log_scale: Tensor) -> Independent:

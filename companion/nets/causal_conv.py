@@ -16,6 +16,8 @@ class DilatedCausalConv1d(nn.Conv1d):
     Raises ValueError unless all arguments are positive integers.
     """
 
+    bias: nn.Parameter
+
     def __init__(self, inputs: int, outputs: int, kernel: int, dilation: int = 1):
         for name, value in (("inputs", inputs), ("outputs", outputs), ("kernel", kernel), ("dilation", dilation)):
             require_positive_int(value, name)

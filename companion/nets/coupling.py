@@ -37,6 +37,8 @@ class FromZero(nn.Module):
 
     def __init__(self, layer: nn.Linear | nn.Conv2d):
         super().__init__()
+        if layer.bias is None:
+            raise ValueError("layer must have a bias, got one without")
         nn.init.zeros_(layer.weight)
         nn.init.zeros_(layer.bias)
         self.layer = layer

@@ -7,8 +7,8 @@ from torch import Tensor, nn
 class DigitClassifier(nn.Module):
     """Three convolutions with strides of 2, then 64 features, then a logit for each of ten classes.
 
-    `features(x)` are the 64 numbers, after their ReLU; the whole gives the logits. Images are grey or black and white,
-    in [0, 1].
+    `features(x)` are the 64 numbers, before their ReLU, so that none is zero for all images; the whole gives the
+    logits. Images are grey or black and white, in [0, 1].
     """
 
     def __init__(self):
@@ -23,9 +23,8 @@ class DigitClassifier(nn.Module):
             nn.Flatten(),
             nn.Dropout(0.25),
             nn.Linear(64 * 4 * 4, 64),
-            nn.ReLU(),
         )
-        self.head = nn.Linear(64, 10)
+        self.head = nn.Sequential(nn.ReLU(), nn.Linear(64, 10))
 
     def forward(self, x: Float[Tensor, "batch 1 28 28"]) -> Float[Tensor, "batch 10"]:
         return self.head(self.features(x))

@@ -9,7 +9,7 @@ class LabelBias(nn.Module):
     def __init__(self, classes: int | None, features: int):
         super().__init__()
         self.of_class = None if classes is None else nn.Embedding(classes, features)
-        if classes is not None:
+        if self.of_class is not None:
             nn.init.normal_(self.of_class.weight, std=0.1)
 
     def forward(self, features: Tensor, label: Tensor | None) -> Tensor:

@@ -15,7 +15,16 @@ class MaskedLinear(nn.Linear):
         inputs, outputs: the degrees, of shape (units,); or several such sets for the same weights, (sets, units).
         strict: above, not only at least.
         bias: whether there is b.
+
+    >>> import torch
+    >>> from companion.nets.masked import MaskedLinear
+    >>> layer = MaskedLinear(torch.tensor([1, 2]), torch.tensor([1, 2]), strict=True)
+    >>> layer.mask().tolist()  # the second output sees the first input
+    [[False, False], [True, False]]
     """
+
+    inputs: Tensor
+    outputs: Tensor
 
     def __init__(self, inputs: Int[Tensor, "*sets in"], outputs: Int[Tensor, "*sets out"], strict: bool, bias=True):
         if inputs.ndim not in (1, 2) or inputs.shape[:-1] != outputs.shape[:-1]:

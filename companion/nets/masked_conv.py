@@ -30,6 +30,9 @@ class MaskedConv2d(nn.Conv2d):
     Raises ValueError for an even kernel, another mask, or channels that do not divide into the groups.
     """
 
+    mask: Tensor
+    bias: nn.Parameter
+
     def __init__(
         self,
         inputs: int,
@@ -138,7 +141,7 @@ def pixel_matrix(conv: MaskedConv2d) -> tuple[Float[Tensor, "inputs outputs"], F
 
 def head_matrices(head: nn.Sequential) -> list[tuple[Tensor, Tensor]]:
     """A `pixel_head` for `apply_head`."""
-    return [pixel_matrix(head[1]), pixel_matrix(head[3])]
+    return [pixel_matrix(layer) for layer in head if isinstance(layer, MaskedConv2d)]
 
 
 def apply_head(

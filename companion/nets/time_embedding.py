@@ -53,4 +53,4 @@ class TimeEmbedding(nn.Module):
             label = torch.full((batch,), self.classes, device=t.device)
         require_label(label, None if self.classes is None else self.classes + 1, batch)
         # Under autocast too the sinusoids are computed in the type of the weights: bfloat16 has no 999.
-        return self.label_bias(self.layers(sinusoidal(t.to(self.layers[0].weight.dtype), self.features)), label)
+        return self.label_bias(self.layers(sinusoidal(t.to(next(self.parameters()).dtype), self.features)), label)

@@ -1,5 +1,8 @@
 """A network for vectors that is also given a time, or a noise level."""
 
+from collections.abc import Iterable
+from typing import cast
+
 import torch.nn.functional as F
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
@@ -45,6 +48,6 @@ class TimeMLP(nn.Module):
         """Raises TypeError or ValueError for a t or a label that does not fit."""
         embedding = F.silu(self.embed(len(x), t, label))
         h = self.first(x)
-        for narrow, shift, widen in self.blocks:
+        for narrow, shift, widen in cast(Iterable[nn.ModuleList], self.blocks):
             h = h + widen(F.silu(narrow(F.silu(h)) + shift(embedding)))
         return self.last(F.silu(h))

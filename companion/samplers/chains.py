@@ -44,6 +44,12 @@ def effective_sample_size(samples: Float[Tensor, " kept chains *event"]) -> Floa
     that never changes.
 
     Raises ValueError for fewer than four samples of each chain, or for samples that are not (kept, chains, *event).
+
+    >>> import torch
+    >>> from companion.samplers import effective_sample_size
+    >>> draws = torch.randn(1000, 4, generator=torch.Generator().manual_seed(0))
+    >>> bool(3500 < effective_sample_size(draws) < 4500)
+    True
     """
     x = _split(samples)
     n, chains = x.shape[:2]
@@ -67,6 +73,14 @@ def split_r_hat(samples: Float[Tensor, " kept chains *event"]) -> Float[Tensor, 
     it is, and they are in different places; NaN for a coordinate that never changes.
 
     Raises ValueError as `effective_sample_size`.
+
+    >>> import torch
+    >>> from companion.samplers import split_r_hat
+    >>> draws = torch.randn(1000, 4, generator=torch.Generator().manual_seed(0))  # four chains that agree
+    >>> round(split_r_hat(draws).item(), 2)
+    1.0
+    >>> bool(split_r_hat(draws + torch.arange(4)) > 1.1)  # and four that stay apart
+    True
     """
     within, total = _variances(_split(samples))
     return (total / within).sqrt()

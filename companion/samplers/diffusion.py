@@ -97,6 +97,15 @@ def ddim(
     Raises:
         FloatingPointError: what comes out is not finite.
         ValueError: an argument that means nothing.
+
+    >>> import torch
+    >>> from companion.samplers import Grid, ddim
+    >>> def eps(x, t):  # of data that are all at 0.5
+    ...     return (x - 0.5 * bars[t] ** 0.5) / (1 - bars[t]) ** 0.5
+    >>> bars = {2: 0.1, 1: 0.6}
+    >>> grid = Grid([2, 1, 0], [0.1, 0.6, 1.0])
+    >>> [round(v, 4) for v in ddim(eps, torch.randn(3, 1), grid).flatten().tolist()]
+    [0.5, 0.5, 0.5]
     """
     if not (isinstance(eta, int | float) and 0 <= eta <= 1):
         raise ValueError(f"eta must be a number from 0 to 1, got {eta!r}")
@@ -163,7 +172,8 @@ def dpm_solver(
 
     The first step, and one to ᾱ = 1, are steps of `ddim`. Raises as `ddim`.
     """
-    steps, before = [], None
+    steps: list[tuple[float, ...]] = []
+    before: float | None = None
     for (t, high), (_, low) in _steps(grid):
         a, sigma = math.sqrt(high), math.sqrt(1 - high)
         if low < 1:
@@ -174,7 +184,7 @@ def dpm_solver(
             h, keep, add, extrapolate = None, 0.0, 1.0, 0.0
         steps.append((t, 1 / a, -sigma / a, keep, add * (1 + extrapolate), -add * extrapolate))
         before = h
-    last = None
+    last = torch.zeros_like(x)  # nothing of it is subtracted in the first step
     for t, scale, remove, keep, add, subtract in _bar(steps, progress):
         data = torch.add(scale * x, eps(x, t), alpha=remove)
         x = torch.add(keep * x, data, alpha=add)

@@ -35,6 +35,14 @@ def gibbs(
     Raises:
         FloatingPointError: a draw of x is not finite; with chain and step.
         TypeError, ValueError: an argument that means nothing, or draws of another shape than x.
+
+    >>> import torch
+    >>> from companion.samplers import gibbs
+    >>> def draw(of, generator):
+    ...     return 0.5 * of + 0.75**0.5 * torch.empty_like(of).normal_(generator=generator)
+    >>> chains = gibbs(draw, draw, torch.zeros(100, 1), 10)  # a correlation of 1/2
+    >>> chains.last.shape
+    torch.Size([100, 1])
     """
     require_states(x)
     return collect(_gibbs(draw_z, draw_x, x, generator), x, steps, burn_in, thin, keep, progress)

@@ -54,6 +54,13 @@ def langevin(
     Raises:
         FloatingPointError: an energy, gradient or position is not finite; with the chain, the step and the step size.
         TypeError, ValueError: an argument that means nothing, or an energy that is not (chains,) or has no gradient.
+
+    >>> import torch
+    >>> from companion.samplers import langevin
+    >>> generator = torch.Generator().manual_seed(0)
+    >>> chains = langevin(lambda x: x.square().sum(1) / 2, torch.zeros(1000, 2), 0.1, 50, generator=generator)
+    >>> bool((chains.last.std() - 1).abs() < 0.1)
+    True
     """
     _require(x, step_size)
     number = isinstance(temperature, int | float) and not isinstance(temperature, bool)
@@ -80,6 +87,13 @@ def mala(
 
     The chains' law tends to e^{-E}/Z at any ε; the best ε accepts about 0.57 (Roberts and Rosenthal 1998).
     Arguments and errors are those of `langevin`, which a lost proposal raises, too.
+
+    >>> import torch
+    >>> from companion.samplers import mala
+    >>> generator = torch.Generator().manual_seed(0)
+    >>> chains = mala(lambda x: x.square().sum(1) / 2, torch.zeros(100, 2), 0.5, 20, generator=generator)
+    >>> chains.last.shape, bool(0 < chains.acceptance.mean() <= 1)
+    (torch.Size([100, 2]), True)
     """
     _require(x, step_size)
     moves = _mala(energy, x.detach(), step_size, generator)
@@ -110,6 +124,13 @@ def hmc(
         leapfrog_steps: in each of the `steps`.
 
     The other arguments and the errors are those of `langevin`, which a lost trajectory raises, too.
+
+    >>> import torch
+    >>> from companion.samplers import hmc
+    >>> generator = torch.Generator().manual_seed(0)
+    >>> chains = hmc(lambda x: x.square().sum(1) / 2, torch.zeros(100, 2), 0.3, 20, leapfrog_steps=5, generator=generator)
+    >>> chains.last.shape
+    torch.Size([100, 2])
     """
     _require(x, step_size)
     require_positive_int(leapfrog_steps, "leapfrog_steps")
@@ -133,6 +154,12 @@ def leapfrog(
     Args:
         gradient: x to ∇E(x), both (chains, *event).
         slope: ∇E at the start, if it is known.
+
+    >>> import torch
+    >>> from companion.samplers import leapfrog
+    >>> x, momentum = leapfrog(lambda x: x, torch.ones(1), torch.zeros(1), 0.01, 314)  # half a turn of an oscillator
+    >>> round(x.item(), 3)
+    -1.0
     """
     slope = gradient(x) if slope is None else slope
     for _ in range(steps):
@@ -171,12 +198,14 @@ def _mala(energy: Energy, x: Tensor, step_size: float, generator) -> Iterator[tu
 def _hmc(
     energy: Energy, x: Tensor, step_size: float, leapfrog_steps: int, generator
 ) -> Iterator[tuple[Tensor, Tensor]]:
+    reached = _value_and_gradient(energy, x)
+
     def gradient(y: Tensor) -> Tensor:
         nonlocal reached  # the energy where the trajectory ends is known by then
         reached = _value_and_gradient(energy, y)
         return reached[1]
 
-    e, slope = reached = _value_and_gradient(energy, x)
+    e, slope = reached
     require_finite(x, 0, e, step_size)
     for step in count(1):
         momentum = torch.empty_like(x).normal_(generator=generator)

@@ -11,6 +11,7 @@ from torch import nn
 from companion.experiments import ddpm, ebm, flows
 from companion.experiments.autoregressive import DIGITS, WAVENET
 from companion.models import Dequantised, WaveNet
+from companion.nets.digit_classifier import DigitClassifier
 from companion.training import load_model
 
 FOLDER = Path(__file__).parent
@@ -22,17 +23,29 @@ ZOO: dict[str, Callable[[], nn.Module]] = {
     "ebm": ebm.energy_model,
     "score_model": ebm.score_model,
     "ddpm": ddpm.ddpm,
+    "digit_classifier": DigitClassifier,
     "glow": lambda: Dequantised(flows.MNIST["Glow"][0](), alpha=flows.ALPHA),
 }
 
 
 def pretrained(name: str) -> nn.Module:
-    """A trained model, on the CPU and in evaluation mode. Raises ValueError for an unknown name."""
+    """A trained model, on the CPU and in evaluation mode. Raises ValueError for an unknown name.
+
+    >>> from companion.zoo import pretrained
+    >>> model = pretrained("nade")
+    >>> type(model).__name__, model.sample(1).shape
+    ('NADE', torch.Size([1, 1, 28, 28]))
+    """
     return _read(name)[0].eval()
 
 
 def card(name: str) -> dict[str, str]:
-    """What is known of a trained model. Raises as `pretrained`."""
+    """What is known of a trained model. Raises as `pretrained`.
+
+    >>> from companion.zoo import card
+    >>> card("nade")["data"]
+    'mnist6k'
+    """
     return _read(name)[1]
 
 

@@ -8,7 +8,7 @@ import scipy.stats
 import sklearn.neighbors
 import torch
 
-from companion.evaluation import KernelDensity, choose_bandwidth, kde, leave_one_out
+from companion.evaluation import KernelDensity, choose_bandwidth, distances, leave_one_out
 
 F64 = torch.float64
 
@@ -63,7 +63,7 @@ def test_chunks_change_nothing(monkeypatch):
     samples, x = draws(31, 3), draws(17, 3, seed=1)
     whole, left_out = KernelDensity(samples, 0.5).log_prob(x), leave_one_out(samples, 0.5)
     for chunk in (1, 31 * 4, 31 * 5):
-        monkeypatch.setattr(kde, "_CHUNK", chunk)
+        monkeypatch.setattr(distances, "_CHUNK", chunk)
         torch.testing.assert_close(KernelDensity(samples, 0.5).log_prob(x), whole, rtol=1e-12, atol=0)
         assert leave_one_out(samples, 0.5) == pytest.approx(left_out, rel=1e-12)
     assert KernelDensity(samples, 0.5).log_prob(x[:0]).shape == (0,)

@@ -7,15 +7,15 @@ import pytest
 import torch
 
 from companion.data import load
-from companion.evaluation.likelihood import bits_per_dim, histogram_bits_per_dim
+from companion.evaluation.likelihood import as_bits_per_dim, histogram_bits_per_dim
 from companion.models.autoregressive import PixelCNN
 
 
 def test_uniform_over_256_levels_costs_exactly_8_bits():
-    assert bits_per_dim(784 * math.log(256), (1, 28, 28)) == 8
-    assert bits_per_dim(math.log(2), (1,)) == 1
+    assert as_bits_per_dim(784 * math.log(256), (1, 28, 28)) == 8
+    assert as_bits_per_dim(math.log(2), (1,)) == 1
     nats = torch.tensor([3.0, 6.0], dtype=torch.float64) * math.log(2)
-    torch.testing.assert_close(bits_per_dim(nats, (3, 2)), torch.tensor([0.5, 1.0], dtype=torch.float64))
+    torch.testing.assert_close(as_bits_per_dim(nats, (3, 2)), torch.tensor([0.5, 1.0], dtype=torch.float64))
 
 
 def test_pixelcnn_by_hand():
@@ -26,7 +26,7 @@ def test_pixelcnn_by_hand():
     bits = np.zeros(5)
     with torch.no_grad():
         probabilities = model(x).softmax(1).numpy()
-        got = bits_per_dim(-model.log_prob(x), model.event_shape)
+        got = as_bits_per_dim(-model.log_prob(x), model.event_shape)
     for n in range(5):
         for i in range(3):
             for j in range(4):
@@ -36,9 +36,9 @@ def test_pixelcnn_by_hand():
 
 def test_one_noisy_draw_may_be_above_zero_but_not_the_average():
     nats = torch.tensor([3.0, -1.0], requires_grad=True)
-    assert bits_per_dim(nats, (2,)).tolist() == pytest.approx([3 / (2 * math.log(2)), -1 / (2 * math.log(2))])
-    assert bits_per_dim(nats, (2,)).requires_grad
-    assert bits_per_dim(0.0, (2,)) == 0 and bits_per_dim(math.inf, (2,)) == math.inf
+    assert as_bits_per_dim(nats, (2,)).tolist() == pytest.approx([3 / (2 * math.log(2)), -1 / (2 * math.log(2))])
+    assert as_bits_per_dim(nats, (2,)).requires_grad
+    assert as_bits_per_dim(0.0, (2,)) == 0 and as_bits_per_dim(math.inf, (2,)) == math.inf
 
 
 @pytest.mark.parametrize(
@@ -58,7 +58,7 @@ def test_one_noisy_draw_may_be_above_zero_but_not_the_average():
 )
 def test_wrong_input(nats, event_shape, error, message):
     with pytest.raises(error, match=message):
-        bits_per_dim(nats, event_shape)
+        as_bits_per_dim(nats, event_shape)
 
 
 def test_histograms_by_hand():

@@ -20,7 +20,7 @@ from companion.conformance import (
     sampler_agrees,
 )
 from companion.data import load
-from companion.evaluation.likelihood import bits_per_dim
+from companion.evaluation.likelihood import as_bits_per_dim
 from companion.models.flows import Flow, RealNVP
 from companion.models.flows.dequantisation import Dequantised, Logit, UniformNoise, VariationalNoise
 from companion.models.questions import Bound, Density, Learner, Sampler
@@ -195,7 +195,7 @@ def test_weights_average_to_the_exact_probability_and_their_logs_to_less(dim, le
 def test_uniform_pixels_cost_the_logarithm_of_their_number_of_levels(alpha, levels):
     shape = (3, 4, 5)
     x = torch.randint(levels, (6, *shape)).double() / (levels - 1)
-    bits = bits_per_dim(-Dequantised(OnTheUnitCube(shape, alpha), levels, alpha).elbo(x), shape)
+    bits = as_bits_per_dim(-Dequantised(OnTheUnitCube(shape, alpha), levels, alpha).elbo(x), shape)
     torch.testing.assert_close(bits, torch.full((6,), math.log2(levels), dtype=torch.float64), rtol=0, atol=1e-10)
 
 
@@ -334,7 +334,7 @@ def test_noise_of_half_the_width_is_wrong_by_a_bit_per_dimension():
 
     model, x = Dequantised(Comb((3,)), 4, None), all_states(3, 4)
     model.noise = Half()
-    assert bits_per_dim(-model.elbo(x).mean(), (3,)).item() == pytest.approx(2 - 1, abs=1e-12)
+    assert as_bits_per_dim(-model.elbo(x).mean(), (3,)).item() == pytest.approx(2 - 1, abs=1e-12)
     assert not bound_within_unit_mass(model.elbo, x)
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from companion.data import IMAGES, Images, load
-from companion.presets import HELD_OUT, PRESETS, examples, find, fixed, splits, start, training_data
+from companion.presets import HELD_OUT, PRESETS, examples, find, fixed, splits, start, train, training_data
 from companion.training import fit
 
 ALL = [(name, preset) for name, presets in PRESETS.items() for preset in presets]
@@ -14,17 +14,33 @@ ALL = [(name, preset) for name, presets in PRESETS.items() for preset in presets
 def test_two_steps_of_each(name, kind):
     """On the embedded digits, whatever the preset's own data."""
     preset = find(name, kind)
-    train, validation, _ = splits("mnist6k")
+    images, validation, _ = splits("mnist6k")
     settings = replace(preset.settings, steps=2, batch_size=16 if kind == "quick" else 4)
+    model = start(preset.make(), images, preset.binarised)
+    if preset.first is not None:
+        model.fit_scale(fixed(images, preset.binarised))
     fitted = fit(
-        start(preset.make(), train, preset.binarised),
-        training_data(train, preset.binarised, preset.labelled),
+        model,
+        training_data(images, preset.binarised, preset.labelled),
         settings,
         validation=tuple(part[:20] for part in examples(validation, preset)) if settings.validate_every else None,
         progress=False,
     )
     assert fitted.history[-1]["step"] == 2 and fitted.best_step == (2 if settings.validate_every else None)
     assert preset.data in IMAGES and preset.about.endswith(".")
+
+
+def test_training_in_two_stages(tmp_path):
+    """The autoencoder is that of its own preset, trained alone, and the scale that of its codes."""
+    preset = find("latent_diffusion", "quick")
+    model = train(preset, steps=2, folder=tmp_path, progress=False).model
+    alone = train(find("vae", "quick"), steps=2, progress=False).model
+    weights = dict(model.autoencoder.named_parameters())
+    assert all(torch.equal(weights[name], value) for name, value in alone.named_parameters())
+    q = alone.encode(fixed(load("mnist6k"), "dynamic"))
+    assert torch.equal(model.mean, q.mean.mean(0).detach())
+    again = train(preset, steps=2, folder=tmp_path, progress=False).model
+    assert all(torch.equal(a, b) for a, b in zip(again.state_dict().values(), model.state_dict().values(), strict=True))
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -85,6 +101,6 @@ def test_full_sets_hold_out_the_last_training_images(monkeypatch):
         return Images(name, split, torch.zeros(n, 1, 28, 28, dtype=torch.uint8), torch.arange(n) % 10)
 
     monkeypatch.setattr("companion.presets.load", fake)
-    train, validation, test = splits("mnist")
-    assert [len(part) for part in (train, validation, test)] == [5, HELD_OUT, 3]
+    images, validation, test = splits("mnist")
+    assert [len(part) for part in (images, validation, test)] == [5, HELD_OUT, 3]
     assert validation.split == "validation" and validation.labels[0] == 5

@@ -27,6 +27,8 @@ class BinaryAutoregressive(nn.Module, ABC):
             None is a model without labels.
     """
 
+    levels = 2
+
     def __init__(self, event_shape: tuple[int, ...], classes: int | None):
         super().__init__()
         if classes is not None:
@@ -36,7 +38,7 @@ class BinaryAutoregressive(nn.Module, ABC):
         self.bias = nn.Parameter(torch.zeros(self.pixels))
         self.label_bias = None if classes is None else nn.Parameter(torch.zeros(classes, self.pixels))
 
-    def _components(self) -> Sequence[Any]:
+    def _components(self) -> Sequence[Any] | Tensor:
         return (0,)
 
     @abstractmethod
@@ -84,9 +86,10 @@ class BinaryAutoregressive(nn.Module, ABC):
         """One pixel after the other; what does not change from one to the next is kept."""
         require_positive_int(n, "n")
         require_label(label, self.classes, n)
-        like = {"generator": generator, "device": self.bias.device}
-        which = torch.randint(len(self._components()), (n,), **like)
-        return self._sample(torch.rand(n, self.pixels, dtype=self.bias.dtype, **like), label, which)
+        device, dtype = self.bias.device, self.bias.dtype
+        which = torch.randint(len(self._components()), (n,), generator=generator, device=device)
+        uniforms = torch.rand(n, self.pixels, generator=generator, device=device, dtype=dtype)
+        return self._sample(uniforms, label, which)
 
     @torch.no_grad()
     def complete(
@@ -138,7 +141,9 @@ class BinaryAutoregressive(nn.Module, ABC):
             x[rows], _ = self._draw(thresholds[rows], None if label is None else label[rows], components[k])
         return x.reshape(-1, *self.event_shape)
 
-    def _log_mixture(self, x: Tensor, label: Tensor | None, components: Sequence[Any]) -> Float[Tensor, " batch"]:
+    def _log_mixture(
+        self, x: Tensor, label: Tensor | None, components: Sequence[Any] | Tensor
+    ) -> Float[Tensor, " batch"]:
         self._require(x, label)
         with torch.autocast(x.device.type, enabled=False):
             logs = torch.stack([self._log_likelihood(x.flatten(1), label, component) for component in components])
@@ -149,7 +154,7 @@ class BinaryAutoregressive(nn.Module, ABC):
 
     def _pixel_bias(self, label: Tensor | None) -> Tensor:
         """(pixels,), or (batch, pixels) with labels."""
-        return self.bias if label is None else self.bias + self.label_bias[label]
+        return self.bias if label is None or self.label_bias is None else self.bias + self.label_bias[label]
 
     def _require(self, x: Tensor, label: Tensor | None) -> None:
         require_events(x, self.event_shape)

@@ -61,6 +61,7 @@ class ImageAutoregressive(nn.Module, ABC):
             require_positive_int(classes, "classes")
         self.event_shape, self.classes = tuple(event_shape), classes
         self.output = make_output(output, self.event_shape[0], levels, mixtures)
+        self.levels = self.output.levels
 
     @abstractmethod
     def _network(self, x: Tensor, label: Tensor | None) -> Float[Tensor, "batch parameters height width"]:
@@ -138,7 +139,6 @@ class ImageAutoregressive(nn.Module, ABC):
     ) -> Float[Tensor, "n colours height width"]:
         """Each value by the inverse of its distribution function; the rows `given` are kept as they are."""
         height, width, n, _ = uniforms.shape
-        kept = 0 if given is None else given.shape[2]
         rows = []
         with torch.autocast(uniforms.device.type, enabled=False):
             drawing = self._drawing(n, label)
@@ -149,7 +149,7 @@ class ImageAutoregressive(nn.Module, ABC):
                     for colour in range(self.event_shape[0]):
                         if colour < self.output.groups:
                             parameters = drawing.pixel(j)
-                        if i < kept:
+                        if given is not None and i < given.shape[2]:
                             pixel[:, colour] = given[:, colour, i, j]
                         else:
                             pixel[:, colour] = self.output.draw(parameters, pixel, colour, uniforms[i, j])

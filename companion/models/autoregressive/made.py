@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -29,6 +30,13 @@ class MADE(BinaryAutoregressive):
             one of them for each batch, and the model is the equal mixture of all of them.
         shuffle: each seed also draws an order of the pixels (sec. 4.2); otherwise it is row by row.
         direct: also connect input d' to output d where m⁰(d) > m⁰(d').
+
+    >>> import torch
+    >>> from companion.models import MADE
+    >>> model = MADE((1, 2, 2), hidden=(8,))
+    >>> x = torch.zeros(3, 1, 2, 2)
+    >>> model.logits(x).shape, model.log_prob(x).shape
+    (torch.Size([3, 1, 2, 2]), torch.Size([3]))
     """
 
     def __init__(
@@ -50,7 +58,8 @@ class MADE(BinaryAutoregressive):
             require_positive_int(width, "hidden")
         drawn = [_degrees(seed, self.pixels, hidden, shuffle) for seed in masks]
         degrees = [torch.stack(layer) for layer in zip(*drawn, strict=True)]
-        self.layers = nn.ModuleList(MaskedLinear(down, up, strict=False) for down, up in pairwise(degrees))
+        layers = (MaskedLinear(down, up, strict=False) for down, up in pairwise(degrees))
+        self.layers = cast(Sequence[MaskedLinear], nn.ModuleList(layers))
         places, last = degrees[0], degrees[-1]
         self.output = MaskedLinear(last, places, strict=True, bias=False)
         self.direct = MaskedLinear(places, places, strict=True, bias=False) if direct else None
@@ -79,7 +88,7 @@ class MADE(BinaryAutoregressive):
         h = x
         for i, layer in enumerate(self.layers):
             h = layer(h, which)
-            if i == 0 and label is not None:
+            if i == 0 and label is not None and self.label_hidden_bias is not None:
                 h = h + self.label_hidden_bias[label]
             h = F.relu(h)
         logits = self.output(h, which) + self._pixel_bias(label)
@@ -99,7 +108,7 @@ class MADE(BinaryAutoregressive):
         output = self.output.weight[order[:, None], sort[-1]]
         direct = None if self.direct is None else self.direct.weight[order[:, None], order]
         hidden = [layer.bias[up].expand(n, -1).T.contiguous() for layer, up in zip(self.layers, sort[1:], strict=True)]
-        if label is not None:
+        if label is not None and self.label_hidden_bias is not None:
             hidden[0] += self.label_hidden_bias[label][:, sort[1]].T
         logits = self._pixel_bias(label).expand(n, -1)[:, order].T.contiguous()
         thresholds = thresholds[:, order].T.contiguous()

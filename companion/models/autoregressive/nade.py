@@ -78,7 +78,17 @@ class NADE(BinaryAutoregressive):
             distributions in these orders, EoNADE (Uria et al. 2014). None is row by row, alone.
         orderless: train for all orders at once (there), with hidden units that also see which pixels are
             given, as zero is a value, too.
+
+    >>> import torch
+    >>> from companion.conformance import all_binary
+    >>> from companion.models import NADE
+    >>> _ = torch.manual_seed(0)
+    >>> model = NADE((1, 2, 2), hidden=8)
+    >>> round(model.log_prob(all_binary((1, 2, 2), torch.float32)).exp().sum().item(), 5)
+    1.0
     """
+
+    orders: Tensor
 
     def __init__(
         self,
@@ -146,6 +156,7 @@ class NADE(BinaryAutoregressive):
     def _orderless(self, x: Tensor, given: Tensor, label: Tensor | None) -> Float[Tensor, " batch"]:
         """D / (D - d + 1) times the loss of the D - d + 1 pixels that are not given: d is any of 1, …, D, and what is
         predicted next any of these pixels."""
+        assert self.given is not None  # as the model is orderless
         h = torch.sigmoid(self._start(label, len(x)) + (x * given) @ self.weight + given.to(x.dtype) @ self.given)
         logits = h @ self.out.T + self._pixel_bias(label)
         predicted = ~given
@@ -159,7 +170,9 @@ class NADE(BinaryAutoregressive):
         return order
 
     def _start(self, label: Tensor | None, batch: int) -> Float[Tensor, "batch hidden"]:
-        bias = self.hidden_bias if label is None else self.hidden_bias + self.label_hidden_bias[label]
+        bias: Tensor = self.hidden_bias
+        if label is not None and self.label_hidden_bias is not None:
+            bias = bias + self.label_hidden_bias[label]
         return bias.expand(batch, -1)
 
     def _ordered(self, order: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:

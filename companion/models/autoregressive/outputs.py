@@ -22,6 +22,8 @@ LEAST_LOG_SCALE = -7.0
 class BernoulliOutput:
     """A logit for each colour."""
 
+    levels = 2
+
     def __init__(self, colours: int):
         self.parameters = self.groups = self.draws = colours
 

@@ -8,7 +8,8 @@ sample one for each value that is drawn, of which the sampler here computes only
 """
 
 import math
-from typing import Literal
+from collections.abc import Sequence
+from typing import Literal, cast
 
 import torch
 from jaxtyping import Float
@@ -50,6 +51,13 @@ class PixelCNN(ImageAutoregressive):
             masked convolution ("plain") or gate ("gated", eq. 4).
 
     Raises ValueError for an argument, or two of them together, that mean nothing.
+
+    >>> import torch
+    >>> from companion.models import PixelCNN
+    >>> _ = torch.manual_seed(0)
+    >>> model = PixelCNN((1, 6, 6), hidden=4, blocks=1)
+    >>> model.log_prob(torch.zeros(2, 1, 6, 6)).shape, model.sample(1).shape
+    (torch.Size([2]), torch.Size([1, 1, 6, 6]))
     """
 
     def __init__(
@@ -107,7 +115,8 @@ class PlainStack(nn.Module):
         super().__init__()
         self.first = MaskedConv2d(colours, 2 * hidden, 7, "A", groups)
         self.label_bias = LabelBias(classes, 2 * hidden)
-        self.blocks = nn.ModuleList(ResidualBlock(hidden, groups, classes) for _ in range(blocks))
+        residual = (ResidualBlock(hidden, groups, classes) for _ in range(blocks))
+        self.blocks = cast(Sequence[ResidualBlock], nn.ModuleList(residual))
         self.head = pixel_head(2 * hidden, outputs, groups)
         self._initialise()
 
@@ -122,7 +131,7 @@ class PlainStack(nn.Module):
         for block in self.blocks:
             block.widen.weight.div_(math.sqrt(len(self.blocks)))
         # Near 0, so that all values start about equally likely.
-        self.head[-1].weight.mul_(0.1)
+        cast(MaskedConv2d, self.head[-1]).weight.mul_(0.1)
 
     def forward(self, x: Float[Tensor, "batch colours height width"], label: Tensor | None) -> Tensor:
         h = self.label_bias(self.first(x), label)
@@ -195,9 +204,10 @@ class GatedStack(nn.Module):
 
     def __init__(self, colours: int, hidden: int, blocks: int, groups: int, outputs: int, classes: int | None):
         super().__init__()
-        self.layers = nn.ModuleList(
+        layers = (
             GatedLayer(hidden if k else colours, hidden, 3 if k else 7, k == 0, groups, classes) for k in range(blocks)
         )
+        self.layers = cast(Sequence[GatedLayer], nn.ModuleList(layers))
         self.head = pixel_head(hidden, outputs, groups)
 
     def forward(self, x: Float[Tensor, "batch colours height width"], label: Tensor | None) -> Tensor:

@@ -7,7 +7,8 @@ rows, or diagonals. A line is one step of the layer, all its pixels at once. The
 which a layer takes height or width + height - 1 steps; the sampler here computes at each pixel only what is new.
 """
 
-from typing import Literal
+from collections.abc import Sequence
+from typing import Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -44,6 +45,12 @@ class PixelRNN(ImageAutoregressive):
             every layer.
 
     Raises ValueError for an argument, or two of them together, that mean nothing.
+
+    >>> import torch
+    >>> from companion.models import PixelRNN
+    >>> model = PixelRNN((1, 6, 6), hidden=4, layers=1)
+    >>> model.log_prob(torch.zeros(2, 1, 6, 6)).shape
+    torch.Size([2])
     """
 
     def __init__(
@@ -68,8 +75,10 @@ class PixelRNN(ImageAutoregressive):
         self.kind = kind
         lstm = RowLSTM if kind == "row" else DiagonalBiLSTM
         self.first = MaskedConv2d(self.event_shape[0], 2 * hidden, 7, "A", groups)
-        self.lstms = nn.ModuleList(lstm(hidden, groups, classes) for _ in range(layers))
-        self.widen = nn.ModuleList(MaskedConv2d(hidden, 2 * hidden, 1, "B", groups) for _ in range(layers))
+        lstms = nn.ModuleList(lstm(hidden, groups, classes) for _ in range(layers))
+        widen = nn.ModuleList(MaskedConv2d(hidden, 2 * hidden, 1, "B", groups) for _ in range(layers))
+        self.lstms = cast(Sequence[RowLSTM | DiagonalBiLSTM], lstms)
+        self.widen = cast(Sequence[MaskedConv2d], widen)
         self.head = pixel_head(2 * hidden, self.output.parameters, groups)
 
     def _network(self, x: Tensor, label: Tensor | None) -> Float[Tensor, "batch parameters height width"]:
@@ -317,15 +326,15 @@ class DiagonalBiLSTMCache:
         self.inputs, self.h = self.seen[:-1, :, :features], self.seen[1:, :, features:]
         self.at = self.inputs.unbind()
         self.c = matrix.new_zeros(width + 1, batch, hidden)
-        self.right = None
+        self.right: Tensor | None = None
 
     def begin_row(self) -> None:
-        self.right = torch.zeros_like(self.h) if self.right is None else self._right_to_left()
+        self.right = torch.zeros_like(self.h) if self.right is None else self._right_to_left(self.right)
         self.above = self.h @ self.of_above + self.bias
 
-    def _right_to_left(self) -> Float[Tensor, "width batch hidden"]:
+    def _right_to_left(self, above: Float[Tensor, "width batch hidden"]) -> Float[Tensor, "width batch hidden"]:
         """The states in the row drawn last, from those in the row above it."""
-        gates = self.inputs @ self.of_input_right + self.right @ self.of_above_right + self.bias_right
+        gates = self.inputs @ self.of_input_right + above @ self.of_above_right + self.bias_right
         h = c = torch.zeros_like(self.c[0])
         states = []
         for gate in reversed(gates):
@@ -336,4 +345,5 @@ class DiagonalBiLSTMCache:
     def __call__(self, j: int) -> Float[Tensor, "batch hidden"]:
         gates = torch.addmm(self.above[j], self.seen[j], self.weight)
         self.h[j], self.c[j + 1] = lstm_update(gates, self.c[j])
+        assert self.right is not None  # since the row began
         return self.h[j] + self.right[j]

@@ -8,7 +8,8 @@ step for each value, which attends to the keys and values kept of all before it.
 """
 
 import math
-from typing import Literal
+from collections.abc import Sequence
+from typing import Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -39,6 +40,12 @@ class CausalTransformer(ImageAutoregressive):
         classes: with a number, every density is of x given a label 0 … classes - 1, which chooses the start token.
 
     Raises ValueError for an argument, or two of them together, that mean nothing.
+
+    >>> import torch
+    >>> from companion.models import CausalTransformer
+    >>> model = CausalTransformer((1, 4, 4), width=8, layers=1, heads=2)
+    >>> model.log_prob(torch.zeros(2, 1, 4, 4)).shape
+    torch.Size([2])
     """
 
     def __init__(
@@ -61,11 +68,10 @@ class CausalTransformer(ImageAutoregressive):
         if width % heads:
             raise ValueError(f"width must be a multiple of the {heads} heads, got {width}")
         self.tokens = math.prod(self.event_shape)
-        self.levels = 2 if output == "bernoulli" else self.output.levels
         self.start = nn.Embedding(classes or 1, width)
         self.value = nn.Embedding(self.levels, width)
         self.position = nn.Embedding(self.tokens, width)
-        self.blocks = nn.ModuleList(Block(width, heads) for _ in range(layers))
+        self.blocks = cast(Sequence[Block], nn.ModuleList(Block(width, heads) for _ in range(layers)))
         self.norm = nn.LayerNorm(width)
         self.head = nn.Linear(width, self.output.parameters // self.output.groups, bias=False)
         for name, parameter in self.named_parameters():

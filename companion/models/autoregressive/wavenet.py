@@ -7,6 +7,9 @@ Dilations that double from layer to layer make each conditional see far back thr
 conditionals; a sample is drawn one amplitude after the other.
 """
 
+from collections.abc import Sequence
+from typing import cast
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int, Int64
@@ -38,6 +41,12 @@ class WaveNet(nn.Module):
             halves of every gate (sec. 2.5).
 
     Raises ValueError for an argument that means nothing.
+
+    >>> import torch
+    >>> from companion.models import WaveNet
+    >>> model = WaveNet(length=64, levels=16, channels=4, skip=4, layers=4, blocks=1)
+    >>> model.receptive_field, model.sample(2).shape
+    (16, torch.Size([2, 64]))
     """
 
     def __init__(
@@ -69,10 +78,11 @@ class WaveNet(nn.Module):
         self.event_shape, self.levels, self.classes = (length,), levels, classes
         self.first = CausalEmbedding(levels, channels, kernel)
         dilations = [2**i for i in range(layers)] * blocks
-        self.layers = nn.ModuleList(
+        gated = (
             GatedLayer(channels, skip, kernel, dilation, classes, residual=k + 1 < len(dilations))
             for k, dilation in enumerate(dilations)
         )
+        self.layers = cast(Sequence[GatedLayer], nn.ModuleList(gated))
         self.head = nn.Sequential(nn.ReLU(), nn.Conv1d(skip, skip, 1), nn.ReLU(), nn.Conv1d(skip, levels, 1))
 
     @property
@@ -164,7 +174,8 @@ class WaveNet(nn.Module):
     ) -> Float[Tensor, "n length"]:
         """Each level by the inverse of its distribution function; those `given` are kept as they are."""
         with torch.autocast(uniforms.device.type, enabled=False):
-            step, codes = Step(self, *uniforms.shape, label), [] if given is None else list(given.unbind(1))
+            step = Step(self, len(uniforms), uniforms.shape[1], label)
+            codes = [] if given is None else list(given.unbind(1))
             for t, uniform in enumerate(uniforms):
                 logits = step(t, codes)
                 if t == len(codes):
@@ -253,16 +264,18 @@ class Step:
         self.features = features.flatten(1)
         self.gates = like.new_empty(batch, 2 * len(like))
         self.halves = self.gates.chunk(2, 1)
-        queues, skips, self.layers = [Queue(layer.conv, batch, length) for layer in model.layers], [], []
+        queues, skips = [Queue(layer.conv, batch, length) for layer in model.layers], []
+        self.layers: list[tuple[Queue, Tensor, Tensor, Tensor, Tensor, Queue | None]] = []
         self.entrance = queues[0]
         for layer, queue, above, row in zip(model.layers, queues, [*queues[1:], None], features.unbind(1), strict=True):
             bias = layer.label_bias(layer.conv.bias.expand(batch, -1), label)
-            mix = torch.cat([layer.mix.weight[:, :, 0].T, layer.mix.bias[None]])
+            mix = torch.cat([layer.mix.weight[:, :, 0].T, _bias(layer.mix)[None]])
             residual, skip = mix.split(layer.sizes, 1)
             skips.append(skip)
             self.layers.append((queue, bias, row[:, :-1], row, residual.contiguous(), above))
         self.skips = torch.cat(skips)
-        self.head = [(conv.weight[:, :, 0].T.contiguous(), conv.bias) for conv in (model.head[1], model.head[3])]
+        head = [conv for conv in model.head if isinstance(conv, nn.Conv1d)]
+        self.head = [(conv.weight[:, :, 0].T.contiguous(), _bias(conv)) for conv in head]
 
     def __call__(self, t: int, codes: list[Int64[Tensor, " batch"]]) -> Float[Tensor, "batch levels"]:
         h = self.entrance.at(t).copy_(self.bias)
@@ -278,3 +291,8 @@ class Step:
         for matrix, bias in self.head:
             h = torch.addmm(bias, h.relu_(), matrix)
         return h
+
+
+def _bias(conv: nn.Conv1d) -> Tensor:
+    assert conv.bias is not None
+    return conv.bias

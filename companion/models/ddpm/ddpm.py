@@ -8,7 +8,7 @@ model.sample(64)
 import math
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Literal, get_args
+from typing import Literal, cast, get_args
 
 import numpy as np
 import torch
@@ -49,7 +49,18 @@ class DDPM(nn.Module):
         label_dropout: the share of training examples that are shown without their label, if the network has classes.
 
     Raises ValueError for an argument that means nothing.
+
+    >>> import torch
+    >>> from companion.models import DDPM
+    >>> from companion.models.ddpm import linear_schedule
+    >>> from companion.nets.time_mlp import TimeMLP
+    >>> _ = torch.manual_seed(0)
+    >>> model = DDPM(TimeMLP(2, hidden=8), (2,), linear_schedule(10, 1e-3, 0.5))
+    >>> model.loss(torch.zeros(4, 2)).value.shape, model.sample(3).shape
+    (torch.Size([4]), torch.Size([3, 2]))
     """
+
+    _like: Tensor
 
     def __init__(
         self,
@@ -82,7 +93,7 @@ class DDPM(nn.Module):
         self.network, self.event_shape = network, tuple(event_shape)
         self.predicts, self.variance, self.objective = predicts, variance, objective
         self.levels, self.label_dropout, self.steps = levels, label_dropout, len(bars) - 1
-        self.classes = getattr(network, "classes", None)
+        self.classes: int | None = getattr(network, "classes", None)
         self.dims = math.prod(event_shape)
         beta = 1 - bars[1:] / bars[:-1]
         posterior = beta * (1 - bars[:-1]) / (1 - bars[1:])
@@ -115,7 +126,7 @@ class DDPM(nn.Module):
         """
         x0 = self.scaled(x)
         require_label(label, self.classes, len(x))
-        if self.classes is not None:
+        if label is not None and self.classes is not None:
             hidden = torch.rand(len(x), device=x.device) < self.label_dropout
             label = label.masked_fill(hidden, self.classes)
         t = torch.randint(1, self.steps + 1, (len(x),), device=x.device)
@@ -260,14 +271,15 @@ class DDPM(nn.Module):
             raise ValueError(f"guidance must be a finite number, got {guidance!r}")
         if label is not None:
             self._require_optional_label(label, len(label))
+        classes = 0 if self.classes is None else self.classes  # without any, no label is let through
         if guidance and label is None:
             raise ValueError("label must be given for guidance: without one there is nothing to guide to")
 
-        def eps(x: Tensor, t: float) -> Tensor | tuple[Tensor, Tensor]:
+        def eps(x: Tensor, t: float) -> Tensor | tuple[Tensor, Tensor | None]:
             with torch.autocast(x.device.type, enabled=False):
                 time = torch.full((len(x),), float(t), device=x.device)
-                if guidance:
-                    both = torch.cat([label, torch.full_like(label, self.classes)])
+                if guidance and label is not None:
+                    both = torch.cat([label, torch.full_like(label, classes)])
                     value, fraction = self._network(torch.cat([x, x]), torch.cat([time, time]), both)
                     named, open_ = value.chunk(2)
                     value = named + guidance * (named - open_)
@@ -277,7 +289,7 @@ class DDPM(nn.Module):
                 answer = self._to_eps(value, x, t, clip=self.levels is not None)
             return (answer, fraction) if variance else answer
 
-        return eps
+        return cast(Eps, eps)  # but for the pair
 
     def score(
         self, x: Float[Tensor, " batch *event"], t: float, label: Int[Tensor, " batch"] | None = None

@@ -14,6 +14,11 @@ def linear_schedule(steps: int = 1000, first: float = 1e-4, last: float = 0.02) 
     fewer steps give larger β, or much of the data is still there at the end: β · 1000/T is usual.
 
     Raises ValueError unless 0 < first ≤ last < 1.
+
+    >>> from companion.models.ddpm import linear_schedule
+    >>> betas = linear_schedule(1000)
+    >>> [round(float(b), 4) for b in (betas[0], betas[-1])]
+    [0.0001, 0.02]
     """
     require_positive_int(steps, "steps")
     if not 0 < first <= last < 1:
@@ -26,6 +31,11 @@ def cosine_schedule(steps: int = 1000, offset: float = 0.008, largest: float = 0
     (Nichol and Dhariwal 2021, eq. 17), float64.
 
     Raises ValueError for an argument that means nothing.
+
+    >>> from companion.models.ddpm import alpha_bars, cosine_schedule
+    >>> bars = alpha_bars(cosine_schedule(1000))
+    >>> round(float(bars[500]), 3)  # half of the signal's power is left halfway
+    0.494
     """
     require_positive_int(steps, "steps")
     if not (0 <= offset < math.inf and 0 < largest < 1):

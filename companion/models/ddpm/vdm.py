@@ -123,10 +123,12 @@ class VDM(nn.Module):
         for name, value in (("steps", steps), ("terms", terms)):
             if value is not None:
                 require_positive_int(value, name)
-        if steps is None and terms is None:
-            raise ValueError("terms must be a number where steps is None: continuous time has no last one")
-        every = steps is not None and (terms is None or terms >= steps)
-        count = steps if every else terms
+        if terms is None:
+            if steps is None:
+                raise ValueError("terms must be a number where steps is None: continuous time has no last one")
+            terms = steps
+        every = steps is not None and terms >= steps
+        count = steps if steps is not None and every else terms
         x0 = self.scaled(x)
         with torch.autocast(x0.device.type, enabled=False):
             total = self._log_decoder(x0, generator) - self._prior_kl(x0)

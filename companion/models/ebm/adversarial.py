@@ -95,14 +95,14 @@ class AdversarialEBM(nn.Module):
             samples, log_q = self._draw(len(x))
         data, fake = self(torch.cat([x, samples])).chunk(2)
         parts = {"data": data, "samples": -fake, "entropy": -log_q}
-        return Loss(sum(parts.values()), parts, "game value")
+        return Loss.of(parts, "game value")
 
     def sampler_loss(self, x: Float[Tensor, " batch *event"]) -> Loss:
         """E(x̃) + log q(x̃), whose mean is KL(q‖p) - log Z, on as many draws of q as there are examples."""
         require_events(x, self.event_shape)
         samples, log_q = self._draw(len(x))
         parts = {"energy": self(samples), "negative entropy": log_q}
-        return Loss(sum(parts.values()), parts, "game value")
+        return Loss.of(parts, "game value")
 
     def _draw(self, n: int, generator: torch.Generator | None = None) -> tuple[Tensor, Float[Tensor, " n"]]:
         """x̃ = f(z) and log q(x̃) = log p(z) - log|det ∂f/∂z|, both differentiable in the flow."""

@@ -33,7 +33,18 @@ class EBM(nn.Module):
         adjusted: `sample` by MALA, whose law tends to the model's; otherwise by unadjusted Langevin dynamics.
 
     Raises ValueError for an argument that means nothing.
+
+    >>> import torch
+    >>> from companion.models import EBM
+    >>> from companion.models.ebm import ScoreMatching
+    >>> from companion.nets.energy import EnergyMLP
+    >>> model = EBM(EnergyMLP(2, (8,)), (2,), ScoreMatching())
+    >>> x = torch.zeros(3, 2)
+    >>> model.energy(x).shape, model.score(x).shape, model.loss(x).unit
+    (torch.Size([3]), torch.Size([3, 2]), 'Fisher divergence')
     """
+
+    _like: Tensor
 
     def __init__(
         self,

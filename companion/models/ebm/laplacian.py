@@ -6,6 +6,7 @@ All three are differentiable in the parameters.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -57,7 +58,7 @@ def _sigmoid(layer: nn.Sigmoid, a: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 # An activation φ to (φ(a), φ'(a), φ''(a)).
-DERIVATIVES: dict[type[nn.Module], Callable[[nn.Module, Tensor], tuple[Tensor, Tensor, Tensor]]] = {
+DERIVATIVES: dict[type[nn.Module], Callable[[Any, Tensor], tuple[Tensor, Tensor, Tensor]]] = {
     nn.SiLU: _silu,
     nn.Softplus: _softplus,
     nn.Tanh: _tanh,
@@ -74,7 +75,7 @@ def with_laplacian(
     Raises ValueError for a network with kinks, such as those of ReLU: its Laplacian misses the jumps of its gradient.
     """
     require_smooth(network)
-    if isinstance(network, EnergyMLP) and all(type(a) in DERIVATIVES for a in network.layers[1::2]):
+    if isinstance(network, EnergyMLP) and all(type(a) in DERIVATIVES for a in list(network.layers)[1::2]):
         e, gradient, laplacian = forward_laplacian(network.layers, x)
         precision = 1 / network.width**2
         return (
@@ -119,9 +120,9 @@ def backward_laplacian(
         gradient = slope(e, leaf)
         columns = gradient.flatten(1).unbind(1)
         second = [slope(column, leaf).flatten(1)[:, d] for d, column in enumerate(columns)]
-    second = torch.stack(second, 1)
-    require_curvature(second, gradient)
-    return e, gradient, second.sum(1)
+    curvature = torch.stack(second, 1)
+    require_curvature(curvature, gradient)
+    return e, gradient, curvature.sum(1)
 
 
 def as_leaf(x: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, Literal, cast, get_args
 
 import torch
 import torch.nn.functional as F
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from companion.models.ebm.laplacian import as_leaf, require_curvature, require_smooth, slope, with_laplacian
-from companion.models.questions import Loss, Sampler
+from companion.models.questions import Density, Loss, Sampler
 from companion.samplers import langevin
 from companion.validate import require_positive_int
 
@@ -61,6 +61,8 @@ class ContrastiveDivergence(Objective):
     Raises ValueError for an argument that means nothing.
     """
 
+    buffer: Tensor | None
+
     def __init__(
         self,
         steps: int,
@@ -92,13 +94,13 @@ class ContrastiveDivergence(Objective):
         """Raises FloatingPointError when a chain is lost, ValueError for a batch larger than the buffer."""
         start, chosen = self.starts(model, x)
         samples = langevin(model, start, self.step_size, self.steps, keep=False).last
-        if chosen is not None and self.training:
+        if chosen is not None and self.buffer is not None and self.training:
             self.buffer[chosen] = samples
         data, fake = model(torch.cat([x, samples])).chunk(2)
         parts = {"data": data, "samples": -fake}
         if self.regulariser:
             parts["regulariser"] = self.regulariser * (data.square() + fake.square())
-        return Loss(sum(parts.values()), parts, "energy")
+        return Loss.of(parts, "energy")
 
     @torch.no_grad()
     def starts(self, model: EBM, x: Float[Tensor, " batch *event"]) -> tuple[Tensor, Tensor | None]:
@@ -113,6 +115,7 @@ class ContrastiveDivergence(Objective):
             raise ValueError(f"buffer_size must be at least the batch's {n}, got {self.buffer_size}")
         chosen = torch.randperm(self.buffer_size, device=x.device)[:n]
         anew = torch.rand(n, *[1] * (x.ndim - 1), device=x.device) < self.reinit
+        assert self.buffer is not None  # since `prepare`
         return torch.where(anew, noise, self.buffer[chosen]), chosen
 
 
@@ -154,7 +157,7 @@ class NoiseContrastive(Objective):
             if y.shape != (n, *x.shape[1:]):
                 raise ValueError(f"noise must draw events of shape {tuple(x.shape[1:])}, got {tuple(y.shape[1:])}")
             # In the noise's own precision and on its device, which a Distribution does not tell otherwise.
-            log_noise = noise.log_prob(torch.cat([x.to(y), y])).to(x)
+            log_noise = cast(Density, noise).log_prob(torch.cat([x.to(y), y])).to(x)
             if log_noise.shape != (batch + n,):
                 raise ValueError(
                     f"noise must give each event one log-density, got {tuple(log_noise.shape[1:])}; "
@@ -169,7 +172,7 @@ class NoiseContrastive(Objective):
         real, fake = log_ratio.split([batch, n])
         # softplus(-ℓ) = -log σ(ℓ)
         parts = {"data": F.softplus(-real), "noise": F.softplus(fake).view(batch, self.samples).sum(1)}
-        return Loss(sum(parts.values()), parts, "cross-entropy")
+        return Loss.of(parts, "cross-entropy")
 
 
 class ScoreMatching(Objective):
@@ -186,7 +189,7 @@ class ScoreMatching(Objective):
         with torch.autocast(x.device.type, enabled=False):
             _, gradient, laplacian = with_laplacian(model.network, x)
         parts = {"squared score": gradient.square().flatten(1).sum(1) / 2, "divergence": -laplacian}
-        return Loss(sum(parts.values()), parts, "Fisher divergence")
+        return Loss.of(parts, "Fisher divergence")
 
 
 class SlicedScoreMatching(Objective):
@@ -223,7 +226,7 @@ class SlicedScoreMatching(Objective):
         require_curvature(curvature, s)
         squared = s.square().flatten(1).sum(1) if self.variance_reduced else along.square().mean(0)
         parts = {"squared score": squared / 2, "divergence": curvature.mean(0)}
-        return Loss(sum(parts.values()), parts, "Fisher divergence")
+        return Loss.of(parts, "Fisher divergence")
 
 
 class DenoisingScoreMatching(Objective):

@@ -34,7 +34,19 @@ class RBM(nn.Module):
         hidden: the number of hidden units.
         k: Gibbs steps in each loss, from the data (CD-k) or from the persistent chains.
         chains: how many persistent chains there are (PCD, Tieleman 2008), a buffer of this name; None for CD-k.
+
+    >>> import torch
+    >>> from companion.models import RBM
+    >>> model = RBM((1, 2, 2), hidden=3)
+    >>> with torch.no_grad():
+    ...     _ = model.weight.zero_()
+    >>> round(model.log_partition().item(), 4)  # without weights, every state counts the same: 7 log 2
+    4.852
     """
+
+    levels = 2
+
+    chains: Tensor | None
 
     def __init__(
         self, event_shape: tuple[int, ...] = (1, 28, 28), hidden: int = 500, k: int = 1, chains: int | None = None
@@ -81,7 +93,8 @@ class RBM(nn.Module):
 
         Raises ValueError if both sides have more than 25 units.
         """
-        few, many, weight = self.hidden_bias, self.bias, self.weight
+        weight: Tensor = self.weight
+        few, many = self.hidden_bias, self.bias
         if self.pixels < self.hidden:
             few, many, weight = many, few, weight.T
         if len(few) > MOST_UNITS:

@@ -44,6 +44,8 @@ class ScoreModel(nn.Module):
     Raises ValueError for an argument that means nothing.
     """
 
+    sigmas: Tensor
+
     def __init__(
         self,
         network: nn.Module,

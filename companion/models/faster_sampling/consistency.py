@@ -56,6 +56,9 @@ class ConsistencyModel(nn.Module):
     Raises TypeError or ValueError for an argument that means nothing.
     """
 
+    sigmas: Tensor
+    _like: Tensor
+
     def __init__(
         self,
         network: nn.Module,
@@ -193,6 +196,7 @@ class ConsistencyModel(nn.Module):
     def _step(self, x: Tensor, high: Tensor, low: Tensor, label: Tensor | None) -> Float[Tensor, " batch *event"]:
         """One of the teacher's, from σ̄' to σ̄."""
         width, labels = self._broadcast(low - high), self._labels(label)
+        assert self.teacher is not None
         first = self.teacher(x, high, *labels)
         if self.solver == "euler":
             return x + width * first
@@ -203,7 +207,7 @@ class ConsistencyModel(nn.Module):
         for theirs, mine in zip(self.target.parameters(), self.network.parameters(), strict=True):
             theirs.lerp_(mine, 1 - self.decay)
 
-    def _labels(self, label: Tensor | None) -> tuple[Tensor, ...]:
+    def _labels(self, label: Tensor | None) -> tuple[Tensor | None, ...]:
         return () if self.classes is None else (label,)
 
     def _broadcast(self, values: Float[Tensor, " batch"]) -> Tensor:
@@ -227,6 +231,8 @@ class ConsistencyModel(nn.Module):
 
 class _Direction(nn.Module):
     """ε̂(x̄, σ̄) of a DDPM, at the real time of each σ̄: log σ̄ is linear between whole ones, as in `DDPM.predictor`."""
+
+    log_sigmas: Tensor
 
     def __init__(self, model: DDPM):
         super().__init__()

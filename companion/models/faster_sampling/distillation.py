@@ -34,6 +34,10 @@ class ProgressiveDistillation(nn.Module):
         ValueError: one that predicts something else, and more steps than half of its T.
     """
 
+    now: Tensor
+    between: Tensor
+    weight: Tensor
+
     def __init__(self, teacher: DDPM, steps: int):
         super().__init__()
         if not isinstance(teacher, DDPM):
@@ -84,7 +88,7 @@ class ProgressiveDistillation(nn.Module):
         """
         x0 = self.student.scaled(x)
         require_label(label, self.classes, len(x))
-        if self.classes is not None:
+        if label is not None and self.classes is not None:
             hidden = torch.rand(len(x), device=x.device) < self.student.label_dropout
             label = label.masked_fill(hidden, self.classes)
         step = torch.randint(self.steps, (len(x),), device=x.device)

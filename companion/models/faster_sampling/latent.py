@@ -29,6 +29,9 @@ class LatentDiffusion(nn.Module):
     Raises TypeError or ValueError for an autoencoder or a diffusion that does not fit.
     """
 
+    mean: Tensor
+    scale: Tensor
+
     def __init__(self, autoencoder: nn.Module, diffusion: DDPM):
         super().__init__()
         if not isinstance(autoencoder, Code):
@@ -43,6 +46,7 @@ class LatentDiffusion(nn.Module):
         self.autoencoder = copy.deepcopy(autoencoder).eval().requires_grad_(False)
         self.diffusion = diffusion
         self.event_shape = getattr(autoencoder, "event_shape", None)
+        self.levels = getattr(autoencoder, "levels", None)
         self.register_buffer("mean", torch.zeros(diffusion.event_shape))
         self.register_buffer("scale", torch.tensor(math.nan))
 

@@ -46,6 +46,8 @@ class Checkerboard(nn.Module):
     All of the image is "changed", the given pixels by a = b = 0.
     """
 
+    mask: Tensor
+
     def __init__(self, event_shape: tuple[int, int, int], flip: bool):
         super().__init__()
         channels, height, width = event_shape

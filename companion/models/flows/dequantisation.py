@@ -1,7 +1,7 @@
 """Discrete pixels under a continuous density: noise within each level's cell, and a logit from (0, 1) to the line.
 
     model = Dequantised(flow, levels=256, alpha=0.05)
-    bits_per_dim(-model.elbo(x), model.event_shape)     # x: intensities k / 255, as everywhere
+    as_bits_per_dim(-model.elbo(x), model.event_shape)     # x: intensities k / 255, as everywhere
 
 With y = (k + u) / L in [0, 1)^D and z = logit(α + (1 - 2α) y), every constant is a part of the model:
 
@@ -9,7 +9,7 @@ With y = (k + u) / L in [0, 1)^D and z = logit(α + (1 - 2α) y), every constant
 """
 
 import math
-from typing import Literal
+from typing import Literal, Protocol, cast
 
 import torch
 import torch.nn.functional as F
@@ -111,12 +111,20 @@ class VariationalNoise(nn.Module):
         return v.sigmoid(), log_q.flatten(1).sum(1)
 
 
+class _Flow(Protocol):
+    event_shape: tuple[int, ...]
+
+    def log_prob(self, x: Tensor, **label: Tensor) -> Tensor: ...
+
+    def sample(self, n: int, *, generator: torch.Generator | None, **options: Tensor | float) -> Tensor: ...
+
+
 class Dequantised(nn.Module):
     """A model of discrete pixels from a continuous density: P(k) is what the density gives to the cell of k.
 
     x holds intensities k / (L - 1), on [0, 1] as everywhere; noise u makes them y = (k + u) / L, uniform or learned,
     and a `Logit` real. The flow is a density of logit(y), or of y itself on [0, 1) where `alpha` is None, as NICE and
-    Glow have it. All numbers are nats of the discrete pixels: `bits_per_dim(-model.elbo(x), model.event_shape)`.
+    Glow have it. All numbers are nats of the discrete pixels: `as_bits_per_dim(-model.elbo(x), model.event_shape)`.
 
     A density that reaches beyond the cells gives what lies there to the least and the greatest level, as `sample`
     does. The noise does not reach it: for these levels the bounds rise to the mass in [0, 1)^D, at most P(k).
@@ -128,6 +136,13 @@ class Dequantised(nn.Module):
         noise: "uniform" or "variational", then `VariationalNoise` with `hidden` features.
 
     Raises ValueError for an argument that means nothing.
+
+    >>> import torch
+    >>> from companion.models import Dequantised, RealNVP
+    >>> model = Dequantised(RealNVP((2,)), levels=4)
+    >>> k = torch.tensor([[0.0, 1 / 3], [2 / 3, 1.0]])
+    >>> model.elbo(k).shape, bool((model.sample(8) * 3 % 1 < 1e-5).all())
+    (torch.Size([2]), True)
     """
 
     def __init__(
@@ -144,7 +159,8 @@ class Dequantised(nn.Module):
             raise ValueError(f"levels must lie in 2..256, got {levels}")
         if noise not in ("uniform", "variational"):
             raise ValueError(f"noise must be 'uniform' or 'variational', got {noise!r}")
-        self.flow, self.levels, self.event_shape = flow, levels, tuple(flow.event_shape)
+        self.flow = cast(_Flow, flow)
+        self.levels, self.event_shape = levels, tuple(self.flow.event_shape)
         self.classes = getattr(flow, "classes", None)
         self.logit = None if alpha is None else Logit(alpha)
         self.noise = UniformNoise() if noise == "uniform" else VariationalNoise(self.event_shape, hidden)
@@ -161,12 +177,12 @@ class Dequantised(nn.Module):
                 noise already; a label as the flow raises it.
         """
         with torch.autocast(x.device.type if isinstance(x, Tensor) else "cpu", enabled=False):
-            return sum(self._terms(x, label).values())
+            return Loss.of(self._terms(x, label), "nats").value
 
     def loss(self, x: Float[Tensor, " batch *event"], label: Int[Tensor, " batch"] | None = None) -> Loss:
         """Minus the bound. Raises as `elbo`."""
         parts = {name: -term for name, term in self._terms(x, label).items()}
-        return Loss(sum(parts.values()), parts, "nats")
+        return Loss.of(parts, "nats")
 
     @torch.no_grad()
     def log_weights(
@@ -176,8 +192,8 @@ class Dequantised(nn.Module):
         require_positive_int(samples, "samples")
 
         def weights(draws: int) -> Tensor:
-            many = (t if t is None else t.repeat(draws, *[1] * (t.ndim - 1)) for t in (x, label))
-            return self.elbo(*many).reshape(draws, len(x))
+            many = x.repeat(draws, *[1] * (x.ndim - 1))
+            return self.elbo(many, None if label is None else label.repeat(draws)).reshape(draws, len(x))
 
         return few_rows(weights, len(x), samples)
 

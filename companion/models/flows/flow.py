@@ -37,6 +37,8 @@ class Flow(nn.Module):
     Raises ValueError for an argument that means nothing.
     """
 
+    _like: Tensor
+
     def __init__(
         self,
         event_shape: tuple[int, ...],

@@ -30,6 +30,12 @@ class Glow(Flow):
         classes: of labels, a bias for each in the networks' first layer and in the prior; None for none.
 
     Raises ValueError for sides that do not squeeze, an odd number of channels, and other arguments that mean nothing.
+
+    >>> import torch
+    >>> from companion.models import Glow
+    >>> model = Glow((1, 8, 8), squeezes=2, steps=1, hidden=8)
+    >>> model.loss(torch.rand(4, 1, 8, 8)).unit
+    'nats'
     """
 
     def __init__(
@@ -70,4 +76,4 @@ class Glow(Flow):
 
         super().__init__(event_shape, level(tuple(event_shape), squeezes), "gaussian", classes)
         # The convolutions, most of the time that a step takes, are a fifth faster so.
-        self.to(memory_format=torch.channels_last)
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch has it, its stubs do not

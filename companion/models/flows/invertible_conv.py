@@ -21,6 +21,9 @@ class InvertibleConv(nn.Module):
     Raises ValueError for a matrix of another shape, not finite, or singular.
     """
 
+    permutation: Tensor
+    sign: Tensor
+
     def __init__(self, channels: int, matrix: Float[Tensor, "channels channels"] | None = None):
         super().__init__()
         if matrix is None:

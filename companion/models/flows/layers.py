@@ -6,6 +6,7 @@ normalises; log_det is log|det| of the Jacobian of what was computed, (batch,), 
 
 import math
 from collections.abc import Iterable
+from typing import Protocol, cast
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +15,14 @@ from torch import Tensor, nn
 
 # What a layer answers: a value, and its log-det of shape (batch,).
 Transformed = tuple[Tensor, Float[Tensor, " batch"]]
+
+
+class Layer(Protocol):
+    """What the module at the top of this page says of a layer."""
+
+    def __call__(self, z: Tensor, label: Tensor | None = None) -> Transformed: ...
+
+    def inverse(self, x: Tensor, label: Tensor | None = None) -> Transformed: ...
 
 
 class Chain(nn.ModuleList):
@@ -28,18 +37,23 @@ class Chain(nn.ModuleList):
             raise ValueError("layers must hold one layer at least, got none")
 
     def forward(self, z: Tensor, label: Tensor | None = None) -> Transformed:
-        total = None
-        for layer in self:
+        first, *others = self._layers()
+        z, total = first(z, label)
+        for layer in others:
             z, log_det = layer(z, label)
-            total = log_det if total is None else total + log_det
+            total = total + log_det
         return z, total
 
     def inverse(self, x: Tensor, label: Tensor | None = None) -> Transformed:
-        total = None
-        for layer in reversed(self):
+        last, *others = reversed(self._layers())
+        x, total = last.inverse(x, label)
+        for layer in others:
             x, log_det = layer.inverse(x, label)
-            total = log_det if total is None else total + log_det
+            total = total + log_det
         return x, total
+
+    def _layers(self) -> list[Layer]:
+        return cast(list[Layer], list(self))
 
 
 class Unflatten(nn.Module):

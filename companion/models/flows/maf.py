@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -35,7 +36,8 @@ class MaskedAffine(nn.Module):
         places = torch.arange(dims) + 1
         # Degrees from 1 to dims - 1, in rising order: what a unit may see is a prefix of the layer below.
         degrees = [places, *(1 + torch.arange(width) * max(dims - 1, 1) // width for width in hidden)]
-        self.hidden = nn.ModuleList(MaskedLinear(below, above, strict=False) for below, above in pairwise(degrees))
+        hidden_layers = (MaskedLinear(below, above, strict=False) for below, above in pairwise(degrees))
+        self.hidden = cast(Sequence[MaskedLinear], nn.ModuleList(hidden_layers))
         self.output = MaskedLinear(degrees[-1], places.repeat(2), strict=True)
         self.label_bias = LabelBias(classes, hidden[0])
         self.log_scale = ScaledTanh(dims)
@@ -81,6 +83,12 @@ class MAF(Flow):
         layers: how many.
         hidden: the widths of each network's hidden layers.
         classes: of labels, a bias for each in the networks' first layer; None for none.
+
+    >>> import torch
+    >>> from companion.models import MAF
+    >>> model = MAF((3,), hidden=(8,))
+    >>> model.log_prob(torch.zeros(2, 3)).shape
+    torch.Size([2])
     """
 
     def __init__(

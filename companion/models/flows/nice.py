@@ -23,6 +23,12 @@ class NICE(Flow):
         classes: of labels, a bias for each in the networks' first layer; None for none.
 
     Raises ValueError for an odd number of coordinates, and for other arguments that mean nothing.
+
+    >>> import torch
+    >>> from companion.models import NICE
+    >>> model = NICE((2,), hidden=(8,))
+    >>> model.log_prob(torch.zeros(5, 2)).shape, model.sample(3).shape
+    (torch.Size([5]), torch.Size([3, 2]))
     """
 
     def __init__(

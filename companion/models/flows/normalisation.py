@@ -17,6 +17,8 @@ class ActNorm(nn.Module):
     Raises ValueError when the first batch has one value only in each channel, or the same value everywhere in one.
     """
 
+    initialised: Tensor
+
     def __init__(self, channels: int):
         super().__init__()
         self.log_scale = nn.Parameter(torch.zeros(channels))
@@ -60,6 +62,9 @@ class BatchNorm(nn.Module):
 
     Raises ValueError for a training batch with one value only in each channel.
     """
+
+    mean: Tensor
+    variance: Tensor
 
     def __init__(self, channels: int, momentum: float = 0.1, epsilon: float = 1e-5):
         super().__init__()

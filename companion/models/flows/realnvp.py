@@ -26,6 +26,15 @@ class RealNVP(Flow):
         classes: of labels, a bias for each in the networks' first layer; None for none.
 
     Raises ValueError for an odd number of coordinates, and for other arguments that mean nothing.
+
+    >>> import torch
+    >>> from companion.models import RealNVP
+    >>> _ = torch.manual_seed(0)
+    >>> model = RealNVP((2,)).double().eval()
+    >>> x, log_det = model.generate(torch.randn(5, 2).double())
+    >>> z, back = model.normalise(x)
+    >>> torch.allclose(log_det, -back)
+    True
     """
 
     def __init__(
@@ -99,7 +108,8 @@ class ImageRealNVP(Flow):
             layers += [Split(shape, scale((shape[0] // 2, *shape[1:]), left - 1))]
             return Chain(reversed(layers))
 
-        super().__init__(event_shape, scale(tuple(event_shape), squeezes), "gaussian", classes)
+        channels, height, width = event_shape
+        super().__init__(event_shape, scale((channels, height, width), squeezes), "gaussian", classes)
 
 
 def require_image(event_shape: tuple[int, ...]) -> None:
