@@ -327,7 +327,7 @@ def measure(
     Returns:
         "parameters", "training_steps" and "training_seconds"; "likelihood", which is "exact", "bound" or "none",
         "estimator", "nats", their standard error "nats_error", and "bits_per_dim", on so many "likelihood_images";
-        of "samples", all metrics of features against all test digits: "fid", "inception_score", "precision", "recall",
+        of "samples", "lost" ones that were not finite aside, all metrics of features against all test digits: "fid", "inception_score", "precision", "recall",
         "density", "coverage", where grey samples are binarised as the data are, and "fid_grey", where they are not;
         "evaluations" of the network for a sample, "samples_per_second", and "peak_memory" in MiB, of the process with
         all that it has loaded, or of the GPU.
@@ -340,7 +340,7 @@ def measure(
     row |= {"parameters": sum(p.numel() for p in model.parameters())} | training
     row |= _likelihood(model, chosen, test, ENTRIES[name].draws, seed, device)
     began = time.perf_counter()
-    x = _draw(model, torch.Generator(device).manual_seed(seed))
+    x, lost = _draw(model, torch.Generator(device).manual_seed(seed))
     seconds = time.perf_counter() - began
     network = zoo.pretrained("digit_classifier")
     generator = torch.Generator().manual_seed(seed)
@@ -353,7 +353,7 @@ def measure(
     row["inception_score"] = inception_score(extract(network, black_and_white, net=NET), splits=1).value
     near, spread = precision_recall(fake, real), density_coverage(fake, real)
     row |= {"precision": near.precision, "recall": near.recall, "density": spread.density, "coverage": spread.coverage}
-    row |= {"samples": len(x), "reference": f"{test.name}, test, {len(test)} digits", "features": NET}
+    row |= {"samples": len(x), "lost": lost, "reference": f"{test.name}, test, {len(test)} digits", "features": NET}
     row |= {"evaluations": ENTRIES[name].calls(model), "samples_per_second": round(len(x) / seconds, 3)}
     row["peak_memory"] = _peak_memory(device)
     return row, x[:20]
@@ -434,12 +434,21 @@ def _likelihood(model: nn.Module, chosen: Preset, test: Images, draws: int | Non
     return {"likelihood": found.kind, "estimator": found.estimator, **values, "likelihood_images": found.n}
 
 
-def _draw(model: nn.Module, generator: torch.Generator) -> Tensor:
-    """Samples, as images: what is outside [0, 1] is shown as black or white, as by a screen."""
+def _draw(model: nn.Module, generator: torch.Generator) -> tuple[Tensor, int]:
+    """Samples as images, and how many of those drawn were lost, not finite, and are replaced by others.
+
+    What is outside [0, 1] is shown as black or white, as by a screen.
+    """
     labels = {} if getattr(model, "classes", None) is None else {"label": torch.arange(BATCH) % model.classes}
     labels = {key: label.to(generator.device) for key, label in labels.items()}
-    parts = [model.sample(BATCH, generator, **labels).clamp(0, 1).cpu() for _ in range(SAMPLES // BATCH)]
-    return torch.cat(parts)
+    parts, drawn = [], 0
+    while (found := sum(map(len, parts))) < SAMPLES:
+        if drawn >= 2 * SAMPLES:
+            raise FloatingPointError(f"only {found} of {drawn} samples are finite")
+        x = model.sample(BATCH, generator, **labels).cpu()
+        parts.append(x[torch.isfinite(x).flatten(1).all(1)].clamp(0, 1))
+        drawn += BATCH
+    return torch.cat(parts)[:SAMPLES], drawn - found
 
 
 def _peak_memory(device: str) -> float:

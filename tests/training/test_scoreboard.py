@@ -174,3 +174,22 @@ def test_the_table_says_what_a_number_is():
         assert (found["nats"] == "") == (row["data"] == "grey" or row["nats"] is None)
         assert (found["bits/dim"] == "") == (row["data"] == "binary" or row["nats"] is None)
         assert float(found["FID"].replace(",", "")) == pytest.approx(row["fid"], abs=0.051)
+
+
+def test_samples_that_are_not_finite_are_counted_and_replaced(small):
+    class Lossy(torch.nn.Module):
+        def sample(self, n, generator):
+            x = torch.rand(n, 1, 28, 28, generator=generator)
+            x[::5, 0, 3, 3] = torch.nan
+            return 2 * x - 0.5
+
+    x, lost = board._draw(Lossy(), torch.Generator().manual_seed(0))
+    assert x.shape == (100, 1, 28, 28) and x.min() == 0 and x.max() == 1
+    assert lost == 30  # ten in each fifty, of which it takes three
+
+    class Hopeless(torch.nn.Module):
+        def sample(self, n, generator):
+            return torch.full((n, 1, 28, 28), torch.inf)
+
+    with pytest.raises(FloatingPointError, match="only 0 of 200 samples are finite"):
+        board._draw(Hopeless(), torch.Generator().manual_seed(0))
