@@ -38,7 +38,7 @@ def cubic_kernel(x: Float[Tensor, "n dim"], y: Float[Tensor, "m dim"]) -> Float[
 
 def median_heuristic(x: Samples, reference: Samples) -> float:
     """The median distance between two of all points, x and reference together (Gretton et al. 2012, section 8): a
-    bandwidth for `GaussianKernel`.
+    bandwidth for `GaussianKernel`. For data in clusters it is wide: the kernel hardly sees what the clusters look like.
 
     Raises ValueError where it is zero, as more than half of the pairs are copies, and as `Features` and `mmd` do.
     """

@@ -326,7 +326,7 @@ def _root_trace(rows: Float[Tensor, "n dim"], others: Float[Tensor, "m dim"]) ->
 
 def _assemble(mean: Tensor, mean2: Tensor, traces: Tensor, root_trace: Tensor) -> float:
     difference = mean.detach().double() - mean2.detach().to(mean.device, torch.float64)
-    return min(9e9, (difference.square().sum() + traces - 2 * root_trace).item())
+    return max(0.0, (difference.square().sum() + traces - 2 * root_trace).item())
 
 
 def _between(
