@@ -12,7 +12,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 PACKAGE := $(shell find companion -name '*.py' -o -name '*.npz' -o -name '*.json')
 
 .DEFAULT_GOAL := help
-.PHONY: help book test bench verify serve notebooks colab lint constraints repository clean
+.PHONY: help book test browser mathjax release bench verify serve notebooks colab lint constraints repository clean
 
 help:  ## list the targets
 	@sed -nE 's/^([a-z]+):.*## (.*)/  make \1 — \2/p' Makefile
@@ -37,6 +37,14 @@ test: $(VENV)/.installed  ## unit tests, then every chapter executed and compare
 	$(BIN)/pytest
 	$(BIN)/pytest --nbval --nbval-current-env book/*.ipynb
 
+browser: book mathjax  ## look at every page of the executed book with chromium
+	COMPANION_BOOK=_build/html $(BIN)/pytest tests/browser
+
+mathjax: .cache/node_modules/mathjax  ## MathJax for the tests that open the pages, from npm
+
+.cache/node_modules/mathjax:
+	npm install --silent --no-audit --no-fund --prefix .cache mathjax@3.2.2
+
 bench: $(VENV)/.installed  ## speed beside peer libraries
 	$(BIN)/pip install --quiet '.[bench]'
 	# Without what they ask for: torchvision is not needed here, and would bring another torch.
@@ -59,6 +67,9 @@ colab: $(VENV)/.installed  ## run every chapter alone in an empty folder, as Col
 lint: $(VENV)/.installed  ## ruff
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
 	$(BIN)/ruff format --check --line-length 84 book/*.ipynb
+
+release: $(VENV)/.installed  ## build the wheel, install it in an empty environment, and run a trained model there
+	$(BIN)/python tools/release.py
 
 constraints: $(VENV)/.installed  ## write constraints.txt anew from the environment
 	$(BIN)/python tools/constraints.py

@@ -5,7 +5,6 @@ The number of parameters, printed beside each candidate, is about the same, the 
 denoising-diffusion-pytorch has two blocks and attention at every level. All train with the same fused AdamW.
 """
 
-import importlib.util
 import sys
 from collections.abc import Callable
 from functools import partial
@@ -16,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks.flows import Candidate, likelihood_step, measure, step
-from benchmarks.harness import compare, peer
+from benchmarks.harness import compare, peer, stand_in_for_torchvision
 from companion.models.ddpm import DDPM, linear_schedule
 from companion.nets.unet import UNet
 from companion.samplers.diffusion import ddim
@@ -42,12 +41,7 @@ class Null(nn.Module):
 
 
 def denoising_diffusion() -> ModuleType | None:
-    """Its trainer reads files of images by torchvision, which is not needed here: a stand-in where it is missing."""
-    if "torchvision" not in sys.modules and importlib.util.find_spec("torchvision") is None:
-        parts = {name: ModuleType(f"torchvision.{name}") for name in ("transforms", "utils")}
-        package = ModuleType("torchvision")
-        package.__dict__.update(parts, __path__=[])
-        sys.modules |= {"torchvision": package} | {part.__name__: part for part in parts.values()}
+    stand_in_for_torchvision()
     module = peer("denoising_diffusion_pytorch")
     if module is not None:
         whole = sys.modules["denoising_diffusion_pytorch.denoising_diffusion_pytorch"]

@@ -2,11 +2,14 @@
 
 import importlib
 import importlib.metadata
+import importlib.util
 import os
 import platform
 import statistics
+import sys
 import time
 from collections.abc import Callable
+from importlib.machinery import ModuleSpec
 from types import ModuleType
 
 import torch
@@ -19,6 +22,32 @@ def peer(name: str) -> ModuleType | None:
     except ImportError as error:
         print(f"{name} is left out: {error}. `make bench` installs it.")
         return None
+
+
+class _StandIn(ModuleType):
+    """Has a class of every name, to derive from."""
+
+    __version__ = "0.0"
+
+    def __init__(self, name: str):
+        super().__init__(name)
+        self.__path__, self.__spec__ = [], ModuleSpec(name, None)
+
+    def __getattr__(self, name: str) -> type:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return type(name, (torch.nn.Module,), {})
+
+
+def stand_in_for_torchvision() -> None:
+    """Where it is missing: some peers import it for files of images and for networks that no workload needs."""
+    if importlib.util.find_spec("torchvision") is not None:
+        return
+    sys.modules["torchvision"] = _StandIn("torchvision")
+    for part in ("datasets", "models", "models.inception", "transforms", "transforms.functional", "utils"):
+        parent, _, child = f"torchvision.{part}".rpartition(".")
+        module = sys.modules[f"{parent}.{child}"] = _StandIn(f"{parent}.{child}")
+        setattr(sys.modules[parent], child, module)
 
 
 def compare(workload: str, candidates: dict[str, Callable[[], object]], repeats: int, parameters: int) -> dict:

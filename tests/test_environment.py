@@ -7,10 +7,12 @@ import subprocess
 import sys
 import tomllib
 import urllib.request
+import zipfile
 from threading import Thread
 
 import constraints
 import pytest
+import release
 import repository
 import serve
 import yaml
@@ -18,6 +20,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 import companion
+from companion import zoo
 
 ROOT = repository.ROOT
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -90,8 +93,28 @@ def test_continuous_integration_calls_the_makefile_and_nothing_else():
 
     # The workflow runs the script rather than a copy of it, so the two cannot part ways.
     assert set(commands) == {"bash .ci/run", "make book"}
-    assert re.findall(r"\bmake (\w+)", run) == ["test"] and {"test", "book"} <= targets
+    assert re.findall(r"\bmake (\w+)", run) == ["mathjax", "test"] and {"mathjax", "test", "book"} <= targets
     assert pythons == {PROJECT["requires-python"].removeprefix(">=")}
+
+
+def test_other_workflows_call_targets_of_the_makefile():
+    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    for path in sorted((ROOT / ".github/workflows").glob("*.yml")):
+        for job in read_yaml(path.relative_to(ROOT))["jobs"].values():
+            names = job.get("strategy", {}).get("matrix", {}).get("target", [""])
+            commands = [step["run"] for step in job["steps"] if "run" in step]
+            called = {command.replace("${{ matrix.target }}", name) for command in commands for name in names}
+            assert called - {"bash .ci/run"} <= {f"make {target}" for target in targets}, path.name
+
+
+def test_a_release_needs_one_version_and_all_data(tmp_path):
+    assert set(release.versions().values()) == {PROJECT["version"]}
+    names = sorted(path.relative_to(ROOT).as_posix() for pattern in release.DATA for path in ROOT.glob(pattern))
+    assert {f"companion/zoo/{name}.safetensors" for name in zoo.ZOO} <= set(names)
+    with zipfile.ZipFile(tmp_path / "x.whl", "w") as wheel:
+        for name in names[1:]:
+            wheel.writestr(name, "")
+    assert release.missing(tmp_path / "x.whl") == {names[0]}
 
 
 def test_versions_and_titles_agree():

@@ -5,6 +5,7 @@
 The build draws the pictures anew, and nbval compares the text.
 """
 
+import json
 import sys
 import time
 from pathlib import Path
@@ -13,6 +14,8 @@ import nbformat
 from nbclient import NotebookClient
 from nbformat import NotebookNode
 
+# How long each notebook took where it was last executed; the front page shows it.
+SECONDS = Path(__file__).resolve().parent.parent / "book" / "seconds.json"
 KEPT_MIME_TYPES = ("text/plain", "text/html")
 KEPT_CELL_METADATA = ("tags", "jupyter", "cellView", "mystnb")
 
@@ -74,4 +77,7 @@ def execute(path: Path) -> float:
 
 if __name__ == "__main__":
     for name in sys.argv[1:]:
-        print(f"{name}: {execute(Path(name)):.1f} s")
+        seconds = execute(Path(name))
+        print(f"{name}: {seconds:.1f} s")
+        known = json.loads(SECONDS.read_text()) | {Path(name).stem: round(seconds)}
+        SECONDS.write_text(json.dumps(dict(sorted(known.items())), indent=1) + "\n")

@@ -7,8 +7,13 @@ an equation has no label, a label has no check, or a check has no equation.
 import json
 from html import escape
 from pathlib import Path
+from urllib.parse import urlencode
 
+import pygments
 from docutils import nodes
+from pygments.formatters import HtmlFormatter
+from pygments.lexers import PythonLexer
+from pygments.token import Comment, Keyword, Number, String, Text
 from sphinx.application import Sphinx
 from sphinx.environment import BuildEnvironment
 from sphinx.errors import ExtensionError
@@ -20,6 +25,8 @@ logger = logging.getLogger(__name__)
 LEDGER_PAGE = "book/appendix/ledger"
 # Equations in these stand outside the book's claims: tasks, their answers, marked mistakes, the ledger.
 EXEMPT = {"exercise", "solution", "wrong", "ledger"}
+# What has a colour in the sources of the checks. With all of them coloured the ledger would weigh twice as much.
+COLOURED = (Comment, Keyword, Number, String)
 
 
 def load_ledger(app: Sphinx) -> None:
@@ -71,6 +78,18 @@ def complain_of_missing_equations(app: Sphinx, env: BuildEnvironment) -> None:
         logger.warning("checks without an equation in the book: %s", ", ".join(sorted(missing)))
 
 
+def badge(check: dict, url: str) -> str:
+    title = (
+        f"{check['kind']}, checked by {check['route']}: error {check['error']:.1e}, allowed "
+        f"{check['tolerance']:.1e}; {mutants_rejected(check)} wrong variants rejected"
+    )
+    return (
+        f'<div class="verified"><a class="{"ok" if check["passed"] else "failed"}" href="{escape(url)}" '
+        f'title="{escape(title)}"><span class="tick">{"✓" if check["passed"] else "✗"}</span> '
+        f"{check['kind']} · {closeness(check)}</a></div>"
+    )
+
+
 def draw_badges(app: Sphinx, doctree: nodes.document, docname: str) -> None:
     ledger = app.env.verified_ledger
     for equation in list(doctree.findall(nodes.math_block)):
@@ -78,16 +97,7 @@ def draw_badges(app: Sphinx, doctree: nodes.document, docname: str) -> None:
         if check is None:
             continue
         url = f"{app.builder.get_relative_uri(docname, LEDGER_PAGE)}#check-{check['label']}"
-        title = (
-            f"{check['kind']}, checked by {check['route']}: error {check['error']:.1e}, allowed "
-            f"{check['tolerance']:.1e}; {mutants_rejected(check)} wrong variants rejected"
-        )
-        badge = (
-            f'<div class="verified"><a class="{"ok" if check["passed"] else "failed"}" href="{escape(url)}" '
-            f'title="{escape(title)}"><span class="tick">{"✓" if check["passed"] else "✗"}</span> '
-            f"{check['kind']} · {closeness(check)}</a></div>"
-        )
-        equation.parent.insert(equation.parent.index(equation) + 1, nodes.raw("", badge, format="html"))
+        equation.parent.insert(equation.parent.index(equation) + 1, nodes.raw("", badge(check, url), format="html"))
 
 
 class Ledger(SphinxDirective):
@@ -96,13 +106,11 @@ class Ledger(SphinxDirective):
     def run(self) -> list[nodes.Node]:
         checks = list(self.env.verified_ledger.values())
         self.env.note_dependency(str(Path(self.env.app.confdir) / self.config.verified_ledger))
-        output: list[nodes.Node] = [self.html(self.totals(checks))]
+        output: list[nodes.Node] = [self.html(self.totals(checks) + self.overview(checks))]
         for chapter in dict.fromkeys(check["chapter"] for check in checks):
             page = next((d for d in sorted(self.env.found_docs) if d.endswith(f"_{chapter}")), None)
             section = nodes.section(ids=[f"chapter-{chapter}"])
-            # A short name is an acronym: VAE, GAN.
-            title = chapter.upper() if len(chapter) <= 4 else chapter.replace("_", " ").capitalize()
-            section += nodes.title(text=title)
+            section += nodes.title(text=chapter_title(chapter))
             for check in (check for check in checks if check["chapter"] == chapter):
                 section += self.entry(check, page)
             output.append(section)
@@ -113,10 +121,30 @@ class Ledger(SphinxDirective):
 
     def totals(self, checks: list[dict]) -> str:
         mutants = [m for check in checks for m in check["mutants"]]
+        worst = max(checks, key=strain)
         return (
             f"<p>{sum(c['passed'] for c in checks)} of {len(checks)} equations checked, "
             f"{sum(m['rejected'] for m in mutants)} of {len(mutants)} wrong variants rejected, "
-            f"in {sum(c['seconds'] for c in checks):.1f} seconds.</p>"
+            f"in {sum(c['seconds'] for c in checks):.1f} seconds. The largest error for what it is allowed is that of "
+            f'<a href="#check-{worst["label"]}"><code>{worst["label"]}</code></a>, {strain(worst):.0%}.</p>'
+        )
+
+    def overview(self, checks: list[dict]) -> str:
+        """One row for each equation; `ledger.js` makes it searchable and sortable."""
+        columns = ("equation", "chapter", "kind", "route", "error", "of allowed", "mutants", "seconds")
+        rows = "".join(
+            f'<tr><td><a href="#check-{c["label"]}">{c["label"]}</a></td><td>{chapter_title(c["chapter"])}</td>'
+            f"<td>{c['kind']}</td><td>{c['route']}</td>"
+            f'<td data-value="{c["error"]!r}">{c["error"]:.1e}</td>'
+            f'<td data-value="{strain(c)!r}">{strain(c):.1%}</td>'
+            f'<td data-value="{len(c["mutants"])}">{mutants_rejected(c)}</td>'
+            f"<td>{c['seconds']:.2f}</td></tr>"
+            for c in checks
+        )
+        head = "".join(f'<th scope="col">{name}</th>' for name in columns)
+        return (
+            f'<div class="table-scroll overview"><table id="overview"><thead><tr>{head}</tr></thead>'
+            f"<tbody>{rows}</tbody></table></div>"
         )
 
     def entry(self, check: dict, page: str | None) -> nodes.container:
@@ -130,32 +158,66 @@ class Ledger(SphinxDirective):
             f'<span class="kind">{check["kind"]}, by {check["route"]}</span>{back}</p>'
         )
         box += nodes.math_block("", check["statement"], nowrap=False, label=None, number=None)
-        lines = "".join(
-            f"<tr><td>{escape(line['line'])}</td><td>{number(line['value'])}</td></tr>" for line in check["lines"]
-        )
-        mutants = "".join(
-            f'<tr class="mutant"><td>{escape(m["name"])}</td>'
-            f"<td>off by {m['error']:.2g}, {'rejected' if m['rejected'] else 'NOT REJECTED'}</td></tr>"
-            for m in check["mutants"]
-        )
         address = f"{self.config.verified_repository}/blob/main/{check['source']}"
         box += self.html(
-            '<div class="table-scroll"><table class="check"><thead><tr><th>line, on the first instance</th>'
-            f"<th>value</th></tr></thead><tbody>{lines}</tbody><thead><tr><th>wrong variant</th>"
-            f"<th>error</th></tr></thead><tbody>{mutants}</tbody></table></div>"
-            f"<p>Error {check['error']:.1e}, allowed {check['tolerance']:.1e}: {escape(check['reason'])}. "
-            f'{check["seconds"]:.2g} s. <a href="{escape(address)}">Source on the web</a></p>'
+            f"{table(check)}<p>Error {check['error']:.1e}, allowed {check['tolerance']:.1e}: "
+            f'{escape(check["reason"])}. {check["seconds"]:.2g} s. <a href="{escape(address)}">Source on the web</a>, '
+            f'<a href="{escape(self.report(check))}">report this equation</a></p>'
         )
-        box += self.html("<details><summary>Source of the check</summary>")
-        box += nodes.literal_block("", self.source(check["source"]), language="python")
-        box += self.html("</details>")
+        box += self.html(
+            "<details><summary>Source of the check</summary>"
+            f"{highlighted(source(Path(self.env.app.confdir), check['source']))}</details>"
+        )
         return box
 
-    def source(self, reference: str) -> str:
-        file, _, lines = reference.partition("#")
-        first, last = (int(n.lstrip("L")) for n in lines.split("-"))
-        text = (Path(self.env.app.confdir) / file).read_text().splitlines()
-        return "\n".join(text[first - 1 : last])
+    def report(self, check: dict) -> str:
+        """The address of a new issue that names the equation and quotes what its check found."""
+        found = f"error {check['error']:.1e}, allowed {check['tolerance']:.1e}"
+        body = f"`{check['label']}` ({check['kind']}, checked by {check['route']}: {found}; {check['source']})\n\n"
+        query = {"title": f"Equation {check['label']}: ", "body": f"{body}What is wrong with it:\n"}
+        return f"{self.config.verified_repository}/issues/new?{urlencode(query)}"
+
+
+def strain(check: dict) -> float:
+    """The error for what it is allowed."""
+    return check["error"] / check["tolerance"]
+
+
+def chapter_title(chapter: str) -> str:
+    # A short name is an acronym: VAE, GAN.
+    return chapter.upper() if len(chapter) <= 4 else chapter.replace("_", " ").capitalize()
+
+
+def highlighted(source: str) -> str:
+    """Python as HTML, with colours for little."""
+    tokens = PythonLexer().get_tokens(source)
+    lean = ((kind if any(kind in c for c in COLOURED) else Text, text) for kind, text in tokens)
+    code = pygments.format(lean, HtmlFormatter(nowrap=True))
+    return f'<div class="highlight-python notranslate"><div class="highlight"><pre>{code}</pre></div></div>'
+
+
+def source(root: Path, reference: str) -> str:
+    """The lines of a file that a check names as its source."""
+    file, _, lines = reference.partition("#")
+    first, last = (int(n.lstrip("L")) for n in lines.split("-"))
+    return "\n".join((root / file).read_text().splitlines()[first - 1 : last])
+
+
+def table(check: dict) -> str:
+    """The values of an equation's lines, and the errors of its wrong variants."""
+    lines = "".join(
+        f"<tr><td>{escape(line['line'])}</td><td>{number(line['value'])}</td></tr>" for line in check["lines"]
+    )
+    mutants = "".join(
+        f'<tr class="mutant"><td>{escape(m["name"])}</td>'
+        f"<td>off by {m['error']:.2g}, {'rejected' if m['rejected'] else 'NOT REJECTED'}</td></tr>"
+        for m in check["mutants"]
+    )
+    return (
+        '<div class="table-scroll"><table class="check"><thead><tr><th>line, on the first instance</th>'
+        f"<th>value</th></tr></thead><tbody>{lines}</tbody><thead><tr><th>wrong variant</th>"
+        f"<th>error</th></tr></thead><tbody>{mutants}</tbody></table></div>"
+    )
 
 
 def number(value: float | list[float]) -> str:

@@ -169,7 +169,7 @@ def table(preset: str = "quick") -> str:
         bound = "≤ " if row["likelihood"] == "bound" else ""
         seconds = row["training_seconds"]
         cells = [
-            row["title"],
+            row["title"] + (f", {row['lost']} of {row['samples'] + row['lost']} samples lost" if row["lost"] else ""),
             f"{bound}{row['nats']:.1f}" if row["data"] == "binary" and row["nats"] else "",
             f"{bound}{row['bits_per_dim']:.3f}" if row["data"] == "grey" and row["nats"] else "",
             f"{row['fid']:.1f}",
@@ -327,8 +327,9 @@ def measure(
     Returns:
         "parameters", "training_steps" and "training_seconds"; "likelihood", which is "exact", "bound" or "none",
         "estimator", "nats", their standard error "nats_error", and "bits_per_dim", on so many "likelihood_images";
-        of "samples", "lost" ones that were not finite aside, all metrics of features against all test digits: "fid", "inception_score", "precision", "recall",
-        "density", "coverage", where grey samples are binarised as the data are, and "fid_grey", where they are not;
+        of "samples", those "lost" aside that were not finite, all metrics of features against all test digits: "fid",
+        "inception_score", "precision", "recall", "density", "coverage", where grey samples are binarised as the data
+        are, and "fid_grey", where they are not;
         "evaluations" of the network for a sample, "samples_per_second", and "peak_memory" in MiB, of the process with
         all that it has loaded, or of the GPU.
     """

@@ -1,8 +1,8 @@
 """The questions that a model may answer, each a protocol with one or two methods.
 
 A model is an `nn.Module` that has the methods of the questions its family can answer, and no others, so
-that `isinstance(model, Density)` says whether it has an exact density. A model whose density or bound is a probability of
-discrete values, intensities k / (L - 1), has their number L as `levels`, 2 for binary pixels.
+that `isinstance(model, Density)` says whether it has an exact density. A model whose density or bound is a probability
+of discrete values, intensities k / (L - 1), has their number L as `levels`, 2 for binary pixels.
 """
 
 from collections.abc import Callable, Iterable

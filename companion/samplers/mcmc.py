@@ -128,7 +128,8 @@ def hmc(
     >>> import torch
     >>> from companion.samplers import hmc
     >>> generator = torch.Generator().manual_seed(0)
-    >>> chains = hmc(lambda x: x.square().sum(1) / 2, torch.zeros(100, 2), 0.3, 20, leapfrog_steps=5, generator=generator)
+    >>> energy = lambda x: x.square().sum(1) / 2
+    >>> chains = hmc(energy, torch.zeros(100, 2), 0.3, 20, leapfrog_steps=5, generator=generator)
     >>> chains.last.shape
     torch.Size([100, 2])
     """

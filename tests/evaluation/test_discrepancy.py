@@ -156,9 +156,9 @@ def test_single_precision_and_arrays_are_computed_in_double_and_seeds_matter():
 
 def test_a_thousand_permutations_of_two_thousand_points_take_seconds():
     x, y = draws(1000, 784, dtype=torch.float32), draws(1000, 784, 1, torch.float32)
-    start = time.perf_counter()
+    start = time.process_time()  # not of the clock: others use the processor too
     mmd(x, y)
-    assert time.perf_counter() - start < 20
+    assert time.process_time() - start < 20
 
 
 def test_kid_agrees_with_torchmetrics_and_torch_fidelity(torchvision):
