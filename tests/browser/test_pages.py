@@ -163,7 +163,7 @@ def look(browser, address: str, page: str) -> Visit:
     tab.on("pageerror", lambda error: visit.messages.append(str(error)))
     tab.on("response", lambda r: visit.messages.append(f"{r.status} {r.url}") if r.status >= 400 else None)
     # The ledger has hundreds of equations, and a busy machine may be slow to set them.
-    tab.set_default_timeout(120_000)
+    tab.set_default_timeout(300_000)
     tab.goto(address + page, wait_until="load")
     if page.startswith("search"):
         tab.wait_for_selector("#search-results li a")
