@@ -22,6 +22,8 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 		f"Python 3.11 or newer is needed and {v[0]}.{v[1]} was found: call make with PYTHON=/path/to/python3.12")'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --editable '.[book,test]'
+	# Peers to compare with, without what they ask for: torchvision is not needed, and would bring another torch.
+	$(BIN)/pip install --quiet --no-deps pytorch-fid torch-fidelity
 	@touch $@
 
 # Checks run anew, and executed notebooks are forgotten, when the package has changed: the cache of
