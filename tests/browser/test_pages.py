@@ -292,6 +292,8 @@ def test_code_can_be_copied_and_chapters_open_in_colab(visits):
     for page, visit in chapters(visits).items():
         assert visit.facts["code"] > 0 and visit.facts["copyable"] == visit.facts["code"], page
         assert visit.facts["colab"] == 1, page
+    for page, visit in visits.items():
+        assert page in chapters(visits) or visit.facts["colab"] == 0, page
 
 
 def test_the_search_finds_a_name(visits):
