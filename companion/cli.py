@@ -243,7 +243,7 @@ def run(
     command goes on with those that are missing.
 
     Args:
-        name: the experiment, such as "vae_beta"; an unknown one prints the list.
+        name: the experiment, such as "vae_beta", or "scoreboard"; an unknown one prints the list.
         seeds: train once for each; the experiment's own if not given.
         steps: of each training; the experiment's own if not given.
         device: where to train; auto is the GPU if there is one.

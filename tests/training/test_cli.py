@@ -196,3 +196,20 @@ def test_run_writes_the_result(companion, tmp_path, monkeypatch):
 def test_help(companion, command):
     code, out, _ = companion(f"{command} --help")
     assert code == 0 and "usage: companion" in out
+
+
+def test_run_of_the_scoreboard_writes_what_is_missing(companion, tmp_path):
+    for expected in (1, 0):
+        code, out, err = companion("run scoreboard --models look_up --out results")
+        assert code == 0 and f"{expected} files are written to results/scoreboard" in out
+    (row,) = json.loads((tmp_path / "results/scoreboard/look_up.json").read_text())["rows"]
+    assert row["model"] == "look_up" and (tmp_path / "results/scoreboard/look_up.png").is_file()
+    code, out, err = companion("run scoreboard --models nothing")
+    assert code == 2 and "models must be among independent_pixels" in err
+
+
+def test_training_in_two_stages_keeps_one_model(companion, tmp_path):
+    code, out, err = companion("train latent_diffusion --steps 2 --device cpu --out run")
+    assert code == 0 and (tmp_path / "run/model.safetensors").is_file()
+    code, out, err = companion("sample run --n 4")
+    assert code == 0 and "4 samples" in out
