@@ -91,6 +91,19 @@ def curves(ax: Axes, x: Sequence[float] | np.ndarray, lines: Mapping[str, np.nda
         ax.legend()
 
 
+def named_points(ax: Axes, points: Mapping[str, tuple[float, float]]) -> None:
+    """Points with their names beside them, each moved up until it covers no other. Set the scales and labels first."""
+    ax.plot(*zip(*points.values(), strict=True), "o", color=COLOURS[0], markersize=4)
+    ax.margins(0.08)
+    ax.figure.canvas.draw()
+    taken: list = []
+    for name, xy in sorted(points.items(), key=lambda item: item[1][1]):
+        text = ax.annotate(name, xy, xytext=(5, -3), textcoords="offset points", fontsize=7)
+        while any(text.get_window_extent().overlaps(other) for other in taken):
+            text.xyann = text.xyann[0], text.xyann[1] + 1
+        taken.append(text.get_window_extent())
+
+
 _ANIMATION = """<div role="group" aria-label="{alt}">
 {images}
 <div><button type="button" aria-label="play or pause" onclick="{play}">&#9654;</button>

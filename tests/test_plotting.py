@@ -121,3 +121,15 @@ def test_too_heavy_is_refused(monkeypatch):
     monkeypatch.setattr(plotting, "ANIMATION_BYTES", 1500)
     with pytest.raises(ValueError, match=r"has \d,\d{3} bytes, more than 1,500; use fewer frames, or smaller ones"):
         plotting.animate([0.1, 0.5, 0.9], fill, ALT)
+
+
+def test_names_beside_points_cover_no_other():
+    (ax,) = plotting.panels(1, width=5)
+    ax.set(xscale="log", yscale="log")
+    points = {f"model {i}": (10.0, 100 + i) for i in range(6)} | {"alone": (1000.0, 1000.0)}
+    plotting.named_points(ax, points)
+    boxes = {text.get_text(): text.get_window_extent() for text in ax.texts}
+    assert set(boxes) == set(points)
+    assert not any(boxes[a].overlaps(boxes[b]) for a in boxes for b in boxes if a < b)
+    assert [text.xy for text in ax.texts] == sorted(points.values(), key=lambda xy: xy[1])
+    plt.close("all")
