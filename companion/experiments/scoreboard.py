@@ -136,7 +136,8 @@ def scoreboard(
             began = time.perf_counter()
             row, samples = pool.submit(measure, name, preset, seed, steps, place, device).result()
         config = {"preset": preset, "seed": seed, "steps": steps, "device": device}
-        config["settings"] = asdict(settings(_preset(name, preset), seed, steps))
+        kept = preset == "paper" and ENTRIES[name].zoo
+        config["settings"] = zoo.card(name) if kept else asdict(settings(_preset(name, preset), seed, steps))
         result = record(name, config, time.perf_counter() - began, [row]) | {"commit": commit()}
         written.append(write(path, result))
         picture(samples).save(path.with_suffix(".png"))
