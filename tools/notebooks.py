@@ -16,7 +16,7 @@ from nbformat import NotebookNode
 
 # How long each notebook took where it was last executed; the front page shows it.
 SECONDS = Path(__file__).resolve().parent.parent / "book" / "seconds.json"
-KEPT_MIME_TYPES = ("text/plain", "text/html")
+KEPT_MIME_TYPES = ("text/plain", "text/html", "text/markdown")
 KEPT_CELL_METADATA = ("tags", "jupyter", "cellView", "mystnb")
 
 

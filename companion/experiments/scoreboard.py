@@ -346,7 +346,7 @@ def measure(
     seconds = time.perf_counter() - began
     network = zoo.pretrained("digit_classifier")
     generator = torch.Generator().manual_seed(seed)
-    black_and_white = x if row["data"] == "binary" else binarize(x, generator)
+    black_and_white = binarize(x, generator)  # which leaves 0 and 1 as they are
     fake, real = (extract(network.features, y, net=NET) for y in (black_and_white, test.binarized(seed=0)))
     row["fid"], row["fid_grey"] = frechet_distance(fake, real).value, None
     if row["data"] == "grey":
