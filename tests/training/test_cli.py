@@ -209,7 +209,7 @@ def test_run_of_the_scoreboard_writes_what_is_missing(companion, tmp_path):
 
 
 def test_training_in_two_stages_keeps_one_model(companion, tmp_path):
-    code, out, err = companion("train latent_diffusion --steps 2 --device cpu --out run")
+    code, _, _ = companion("train latent_diffusion --steps 2 --device cpu --out run")
     assert code == 0 and (tmp_path / "run/model.safetensors").is_file()
-    code, out, err = companion("sample run --n 4")
+    code, out, _ = companion("sample run --n 4")
     assert code == 0 and "4 samples" in out
