@@ -85,7 +85,8 @@ def test_links_lead_somewhere(path):
     """`[text](#target)` names an equation, a reference, an exercise or a heading's label."""
     text = "\n".join(cell.source for cell in read(path).cells if cell.cell_type == "markdown")
     keys = re.findall(r"^@\w+\{(\w+),", (ROOT / "book/references.bib").read_text(), re.M)
-    known = {*CHECKS, *keys, *re.findall(r"^\((\S+)\)=$", text, re.M), *re.findall(r"^:label: (\S+)$", text, re.M)}
+    headings = [name for path in CHAPTERS for name in re.findall(r"^\((\S+)\)=$", prose(path), re.M)]
+    known = {*CHECKS, *keys, *headings, *re.findall(r"^:label: (\S+)$", text, re.M)}
     for target in re.findall(r"\]\(#([^)]+)\)", text):
         assert target in known, target
     for target in re.findall(r"\]\(((?!https?:|#)[^)]+)\)", text):
