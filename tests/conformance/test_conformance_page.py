@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 import pytest
+from torch.distributions import Distribution
 
 PAGE = Path(__file__).parents[2] / "book/appendix/conformance.md"
 
@@ -12,6 +13,8 @@ PAGE = Path(__file__).parents[2] / "book/appendix/conformance.md"
 @pytest.fixture(scope="module")
 def shown():
     """What each cell shows: its prints, then its last expression. All cells share their names, as in a notebook."""
+    # zuko switches the validation of all distributions off, which other tests rely on.
+    validates = Distribution._validate_args
     names, found = {"__name__": "page"}, []
     for cell in re.findall(r"```\{code-cell\} ipython3\n(.*?)```", PAGE.read_text(), flags=re.S):
         lines = []
@@ -24,6 +27,7 @@ def shown():
         else:
             exec(compile(ast.Module([last], []), str(PAGE), "exec"), names)
         found.append("\n".join(lines))
+    Distribution._validate_args = validates
     return found
 
 
