@@ -13,21 +13,22 @@ PAGE = Path(__file__).parents[2] / "book/appendix/conformance.md"
 @pytest.fixture(scope="module")
 def shown():
     """What each cell shows: its prints, then its last expression. All cells share their names, as in a notebook."""
-    # zuko switches the validation of all distributions off, which other tests rely on.
-    validates = Distribution._validate_args
     names, found = {"__name__": "page"}, []
-    for cell in re.findall(r"```\{code-cell\} ipython3\n(.*?)```", PAGE.read_text(), flags=re.S):
-        lines = []
-        names["print"] = lambda *values, lines=lines: lines.append(" ".join(map(str, values)))
-        *body, last = ast.parse(cell).body
-        exec(compile(ast.Module(body, []), str(PAGE), "exec"), names)
-        if isinstance(last, ast.Expr):
-            value = eval(compile(ast.Expression(last.value), str(PAGE), "eval"), names)
-            lines += [] if value is None else [repr(value)]
-        else:
-            exec(compile(ast.Module([last], []), str(PAGE), "exec"), names)
-        found.append("\n".join(lines))
-    Distribution._validate_args = validates
+    with pytest.MonkeyPatch.context() as patch:
+        # zuko switches the checks of torch.distributions off for everyone, and here they come back.
+        for name in ("_validate_args", "arg_constraints"):
+            patch.setattr(Distribution, name, vars(Distribution)[name])
+        for cell in re.findall(r"```\{code-cell\} ipython3\n(.*?)```", PAGE.read_text(), flags=re.S):
+            lines = []
+            names["print"] = lambda *values, lines=lines: lines.append(" ".join(map(str, values)))
+            *body, last = ast.parse(cell).body
+            exec(compile(ast.Module(body, []), str(PAGE), "exec"), names)
+            if isinstance(last, ast.Expr):
+                value = eval(compile(ast.Expression(last.value), str(PAGE), "eval"), names)
+                lines += [] if value is None else [repr(value)]
+            else:
+                exec(compile(ast.Module([last], []), str(PAGE), "exec"), names)
+            found.append("\n".join(lines))
     return found
 
 
