@@ -182,10 +182,10 @@ def kernel_inception_distance(
         ]
         pooled = torch.cat([part.double() for part in parts])
         found.append(_unbiased(cubic_kernel(pooled, pooled), chosen.double()))
-    found = torch.cat(found)
+    estimates = torch.cat(found)
     return KernelInceptionDistance(
-        found.mean().item(),
-        found.std(correction=0).item(),
+        estimates.mean().item(),
+        estimates.std(correction=0).item(),
         subset_size,
         subsets,
         x.values.shape[1],

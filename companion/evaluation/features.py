@@ -69,15 +69,14 @@ def extract(
     """
     require_positive_int(batch_size, "batch_size")
     require_events(images, tuple(images.shape[1:]) if isinstance(images, Tensor) else (), "images")
-    module = network if isinstance(network, nn.Module) else None
-    training = module is not None and module.training
-    if training:
-        module.eval()
+    training = isinstance(network, nn.Module) and network.training
+    if isinstance(network, nn.Module):
+        network.eval()
     try:
         return Features(torch.cat([network(part) for part in images.split(batch_size)]), net, of)
     finally:
-        if training:
-            module.train()
+        if isinstance(network, nn.Module):
+            network.train(training)
 
 
 def as_features(x: Samples, name: str) -> Features:

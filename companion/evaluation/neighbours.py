@@ -135,12 +135,12 @@ def _within(
     # radius zero. Points near the surface have a squared norm of 2 (norm + squared_radius) at most.
     norm = (centres.double() - centres.double().mean(0)).square().sum(1)
     squared_radius += 16 * centres.shape[1] * torch.finfo(torch.float64).eps * (norm + squared_radius)
-    balls, covered = [], torch.zeros(len(centres), dtype=torch.bool, device=centres.device)
+    counts, covered = [], torch.zeros(len(centres), dtype=torch.bool, device=centres.device)
     for squared in squared_distances(x, centres):
         inside = squared <= squared_radius
-        balls.append(inside.sum(1))
+        counts.append(inside.sum(1))
         covered |= inside.any(0)
-    balls = torch.cat(balls)
+    balls = torch.cat(counts)
     return balls > 0, balls, covered
 
 

@@ -136,8 +136,7 @@ def scoreboard(
             began = time.perf_counter()
             row, samples = pool.submit(measure, name, preset, seed, steps, place, device).result()
         config = {"preset": preset, "seed": seed, "steps": steps, "device": device}
-        kept = preset == "paper" and ENTRIES[name].zoo
-        config["settings"] = zoo.card(name) if kept else asdict(settings(_preset(name, preset), seed, steps))
+        config["settings"] = _settings(name, preset, seed, steps)
         result = record(name, config, time.perf_counter() - began, [row]) | {"commit": commit()}
         written.append(write(path, result))
         picture(samples).save(path.with_suffix(".png"))
@@ -394,10 +393,23 @@ def _preset(name: str, preset: str) -> Preset:
     return find(name if name in PRESETS else "nade", preset)
 
 
+def _settings(name: str, preset: str, seed: int, steps: int | None) -> dict | None:
+    """How a model was trained: by its preset, or, where the weights are the package's, as their card says."""
+    if name not in PRESETS:
+        return None
+    if preset == "paper" and ENTRIES[name].zoo:
+        return zoo.card(name)
+    return asdict(settings(find(name, preset), seed, steps))
+
+
 def _model(
     name: str, chosen: Preset, preset: str, seed: int, steps: int | None, folder: Path | None, device: str
 ) -> tuple[nn.Module, Row]:
-    """A trained model, from the folder where one is kept, with the steps and the seconds of its training."""
+    """A trained model, from the folder where one is kept, with the steps and the seconds of its training; of one that
+    went on from a checkpoint, those of the last part alone.
+
+    Raises ValueError where the folder keeps the weights of another training.
+    """
     images = splits(chosen.data)[0]
     x = fixed(images, chosen.binarised)
     if name == "look_up":
@@ -409,14 +421,17 @@ def _model(
         seconds = float(card["seconds"]) if "seconds" in card else None
         return zoo.pretrained(name).to(device), {"training_steps": int(card["steps"]), "training_seconds": seconds}
     path = None if folder is None else folder / "model.safetensors"
+    asked = {key: str(value) for key, value in _settings(name, preset, seed, steps).items()}
     if path is not None and path.is_file():
         model = chosen.make()
         known = load_model(model, path)
+        if differ := [key for key, value in asked.items() if known.get(key) != value]:
+            raise ValueError(f"{path} holds a model of another {', '.join(differ)}; give another folder")
     else:
         began = time.perf_counter()
         done = train(chosen, seed=seed, steps=steps, folder=folder, device=device, progress=False)
         model, took = done.model, time.perf_counter() - began
-        known = {"training_steps": str(done.history[-1]["step"]), "training_seconds": f"{took:.1f}"}
+        known = asked | {"training_steps": str(done.history[-1]["step"]), "training_seconds": f"{took:.1f}"}
         if path is not None:
             save_model(model, path, known)
     model = model.to(device).eval()

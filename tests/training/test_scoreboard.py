@@ -13,7 +13,7 @@ from companion import zoo
 from companion.data import load
 from companion.evaluation import frechet_distance, inception_score, precision_recall
 from companion.experiments import scoreboard as board
-from companion.models import DDPM, EBM, GAN, VAE, ConsistencyModel, LatentDiffusion, ScoreModel
+from companion.models import DDPM, EBM, GAN, VAE, VDM, ConsistencyModel, LatentDiffusion, ScoreModel
 from companion.presets import find, fixed, splits
 
 ROOT = Path(__file__).parents[2]
@@ -55,6 +55,11 @@ def test_a_row_is_what_the_metrics_say(small, tmp_path):
     again, _ = board.measure("vae", "quick", 3, 2, tmp_path, "cpu")
     changing = {"samples_per_second", "peak_memory"}
     assert {k: v for k, v in again.items() if k not in changing} == {k: v for k, v in row.items() if k not in changing}
+    for seed, steps, other in ((4, 2, "seed"), (3, 5, "steps")):
+        with pytest.raises(
+            ValueError, match=rf"model\.safetensors holds a model of another {other}; give another folder"
+        ):
+            board.measure("vae", "quick", seed, steps, tmp_path, "cpu")
 
 
 def test_grey_samples_are_measured_as_they_are_and_binarised(small):
@@ -82,6 +87,7 @@ def test_an_autoencoder_draws_codes_with_the_moments_of_those_of_the_data():
         ("vae", VAE, "decoder"),
         ("gan", GAN, "generator"),
         ("ddpm", DDPM, "network"),
+        ("vdm", VDM, "network"),
         ("score_model", ScoreModel, "network"),
         ("ebm", EBM, "network"),
         ("latent_diffusion", LatentDiffusion, "diffusion.network"),
@@ -132,6 +138,7 @@ def test_every_family_has_its_file():
             assert result["config"]["preset"] == preset and row["train"] == (
                 "mnist6k" if preset == "quick" else "mnist"
             )
+            assert (result["config"]["settings"] is None) == (row["training_steps"] == 0)
             assert (row["likelihood"] == "none") == (row["nats"] is None) == (row["bits_per_dim"] is None)
             assert (row["data"] == "grey") == (row["fid_grey"] is not None)
             assert row["samples"] == board.SAMPLES and row["evaluations"] > 0 and row["parameters"] >= 0
