@@ -8,9 +8,14 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 import tyro
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from companion.presets import Preset
 
 app = tyro.extras.SubcommandApp()
 
@@ -71,21 +76,22 @@ def train(
     from companion.training import save_model
 
     chosen = presets.find(name, preset)
-    folder, data, device = out or Path("runs") / name, data or chosen.data, _device(device)
+    folder, images, device = out or Path("runs") / name, data or chosen.data, _device(device)
     settings = asdict(presets.settings(chosen, seed, steps))
-    _keep_config(folder, {"name": name, "preset": preset, "data": data, "device": device, "settings": settings})
+    _keep_config(folder, {"name": name, "preset": preset, "data": images, "device": device, "settings": settings})
     print(f"{name}, {preset}: {chosen.about}")
     began = time.perf_counter()
-    fitted = presets.train(chosen, data, seed, steps, folder=folder, device=device)
+    fitted = presets.train(chosen, images, seed, steps, folder=folder, device=device)
     seconds = time.perf_counter() - began
     model, last = fitted.model.cpu(), fitted.history[-1]
-    save_model(model, folder / MODEL, {"name": name, "preset": preset, "data": data, "version": __version__})
+    save_model(model, folder / MODEL, {"name": name, "preset": preset, "data": images, "version": __version__})
     _write_json(folder / HISTORY, fitted.history)
     if chosen.settings.validate_every is None:
         losses = ", ".join(f"{term} {value:.2f}" for term, value in last.items() if term.endswith("loss"))
     else:
+        assert isinstance(model, Learner)  # what was validated has a loss of the whole
         best = next(row for row in fitted.history if row["step"] == fitted.best_step)
-        unit = model.loss(*(part[:1] for part in presets.examples(presets.splits(data)[1], chosen))).unit
+        unit = model.loss(*(part[:1] for part in presets.examples(presets.splits(images)[1], chosen))).unit
         losses = (
             f"training loss {last['loss']:.2f}, lowest validation loss {best['validation']:.2f} at step "
             f"{fitted.best_step} ({unit})"
@@ -123,13 +129,12 @@ def sample(
         raise ValueError(f"{config['name']} cannot draw images: it has no distribution over them")
     columns = math.ceil(math.sqrt(n))
     generator = torch.Generator().manual_seed(seed)
+    labels = []
     if preset.labelled:
-        labels = torch.arange(n) % model.classes if label is None else torch.full((n,), label)
-        images = model.sample(n, generator, labels)[:, 0]
-    elif label is None:
-        images = model.sample(n, generator)[:, 0]
-    else:
+        labels = [torch.arange(n) % cast(int, model.classes) if label is None else torch.full((n,), label)]
+    elif label is not None:
         raise ValueError(f"label must not be given: {config['name']} has no classes")
+    images = model.sample(n, generator, *labels)[:, 0]
     rows = math.ceil(n / columns)
     height, width = images.shape[1:]
     blank = images.new_zeros(rows * columns - n, height, width)
@@ -197,7 +202,8 @@ def evaluate(
         values["loss"] = measured(lambda *part: model.loss(*part).value, x, *labels)
     unit = "nats" if isinstance(model, Density | Bound) else model.loss(x[:1], *(part[:1] for part in labels)).unit
     if hasattr(model, "importance_bound"):
-        bound = measured(lambda part, *label: model.importance_bound(part, importance_samples, *label), x, *labels)
+        bound_of = cast(Callable, model.importance_bound)
+        bound = measured(lambda part, *label: bound_of(part, importance_samples, *label), x, *labels)
         values[f"-importance-weighted bound, K = {importance_samples}"] = -bound
     best = list(values)[-1]
     if unit == "nats" and preset.binarised != "no":
@@ -254,8 +260,8 @@ def run(
     """
     from companion import experiments
 
-    given = {"seeds": seeds, "steps": steps, "device": _device(device), "folder": folder and str(folder)}
-    given |= {"preset": preset, "models": models}
+    given: dict[str, Any] = {"seeds": seeds, "steps": steps, "device": _device(device)}
+    given |= {"folder": folder and str(folder), "preset": preset, "models": models}
     arguments = {key: value for key, value in given.items() if value is not None}
     if name == "scoreboard":
         from companion.experiments.scoreboard import FOLDER, scoreboard
@@ -322,7 +328,7 @@ def verify(
     return 1 if failed else 0
 
 
-def _device(device: Device) -> str:
+def _device(device: Device) -> Literal["cpu", "cuda"]:
     import torch
 
     return device if device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
@@ -344,7 +350,7 @@ def _keep_config(folder: Path, config: dict) -> None:
     _write_json(path, config)
 
 
-def _trained(folder: Path) -> tuple:
+def _trained(folder: Path) -> "tuple[nn.Module, dict, Preset]":
     """The model in a folder, on the CPU, with its configuration and preset."""
     from companion.presets import find
     from companion.training import load_model
