@@ -11,7 +11,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal, TypeVar, cast
 
 import torch
 from jaxtyping import Float
@@ -20,6 +20,10 @@ from torch import Tensor, nn
 from companion.data import Images, binarize, load
 from companion.training import Batches, Examples, Fit, Settings, fit
 
+if TYPE_CHECKING:
+    from companion.models.faster_sampling import LatentDiffusion
+
+Model = TypeVar("Model", bound=nn.Module)
 Binarised = Literal["dynamic", "static", "no"]
 
 # The full sets have no validation split of their own: the last of their training images serve as one.
@@ -70,7 +74,9 @@ def _bernoulli_mixture(components: int) -> nn.Module:
     return BernoulliMixture(components, (1, 28, 28))
 
 
-def _flow(name: str, noise: str = "uniform", alpha: float | None = 1e-6, **arguments) -> Callable[[], nn.Module]:
+def _flow(
+    name: str, noise: Literal["uniform", "variational"] = "uniform", alpha: float | None = 1e-6, **arguments
+) -> Callable[[], nn.Module]:
     def make() -> nn.Module:
         from companion.models import flows
 
@@ -746,9 +752,11 @@ def training_data(images: Images, binarised: Binarised, labelled: bool = False) 
     return batch
 
 
-def start(model: nn.Module, images: Images, binarised: Binarised) -> nn.Module:
+def start(model: Model, images: Images, binarised: Binarised) -> Model:
     """A new model, where it can be at the pixels' own frequencies: nearer to the data than weights alone."""
-    return model.initialise(fixed(images, binarised)) if hasattr(model, "initialise") else model
+    if hasattr(model, "initialise"):
+        cast(Callable, model.initialise)(fixed(images, binarised))
+    return model
 
 
 def train(
@@ -774,14 +782,15 @@ def train(
     """
     images, held_out, _ = splits(data or preset.data)
     # A game has no loss of the whole that could be validated.
-    validation = None if preset.settings.validate_every is None else examples(held_out, preset)
+    validation = None if preset.settings.validate_every is None else cast(Examples, examples(held_out, preset))
     torch.manual_seed(seed)
     model = start(preset.make(), images, preset.binarised)
     if preset.first is not None:
         place = None if folder is None else folder / "first"
         first = train(preset.first, data or preset.data, seed, steps, folder=place, device=device, progress=progress)
-        model.autoencoder.load_state_dict(first.model.state_dict())
-        model.fit_scale(fixed(images, preset.binarised))
+        latent = cast("LatentDiffusion", model)  # the one model with two stages
+        latent.autoencoder.load_state_dict(first.model.state_dict())
+        latent.fit_scale(fixed(images, preset.binarised))
     return fit(
         model,
         training_data(images, preset.binarised, preset.labelled),
@@ -795,4 +804,4 @@ def train(
 
 def settings(preset: Preset, seed: int = 0, steps: int | None = None) -> Settings:
     """The preset's, with this seed, and this number of steps if one is given."""
-    return replace(preset.settings, seed=seed, **({} if steps is None else {"steps": steps}))
+    return replace(preset.settings, seed=seed, steps=preset.settings.steps if steps is None else steps)
