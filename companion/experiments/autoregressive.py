@@ -9,18 +9,22 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from companion.data import mu_law_encode, quantise, waves
 from companion.experiments.vae import Row
 from companion.models import IndependentPixels
 from companion.models.autoregressive import FVSBN, MADE, NADE, CausalTransformer, PixelCNN, PixelRNN, WaveNet
+from companion.models.autoregressive.binary import BinaryAutoregressive
+from companion.models.autoregressive.images import ImageAutoregressive
 from companion.presets import Binarised, fixed, splits, start, training_data
 from companion.training import Settings, fit, save_model
 
+Model = BinaryAutoregressive | ImageAutoregressive
+
 # Each model with its training on all of MNIST. The averaged weights stand in for the papers' falling step sizes.
 _LONG = Settings(steps=15_000, batch_size=100, ema_decay=0.9995, validate_every=1000, patience=5, checkpoint_every=500)
-MNIST: dict[str, tuple[Callable[[], nn.Module], Settings]] = {
+MNIST: dict[str, tuple[Callable[[], Model], Settings]] = {
     "FVSBN": (FVSBN, replace(_LONG, learning_rate=3e-3)),
     "MADE": (lambda: MADE(hidden=(2000,)), _LONG),
     "NADE": (NADE, replace(_LONG, learning_rate=2e-3, steps=8000)),
@@ -34,7 +38,7 @@ MNIST: dict[str, tuple[Callable[[], nn.Module], Settings]] = {
 # Each model with its training on the 4,000 digits of mnist6k.
 _SHORT = Settings(steps=3000, batch_size=32, ema_decay=0.99, validate_every=100, patience=5, checkpoint_every=250)
 _RECURRENT = replace(_SHORT, batch_size=16, learning_rate=1e-2, clip_norm=100.0, ema_decay=0.995)
-DIGITS: dict[str, tuple[Callable[[], nn.Module], Settings]] = {
+DIGITS: dict[str, tuple[Callable[[], Model], Settings]] = {
     "FVSBN": (FVSBN, replace(_SHORT, batch_size=100, learning_rate=1e-2)),
     "NADE": (lambda: NADE(hidden=200), replace(_SHORT, batch_size=100, learning_rate=5e-3)),
     "MADE": (lambda: MADE(hidden=(500,), direct=True), replace(_SHORT, batch_size=100, learning_rate=3e-3)),
@@ -56,7 +60,7 @@ WAVENET = dict(length=1024, channels=32, skip=64, layers=8, blocks=2, classes=4)
 
 
 def _rows(
-    models: dict[str, tuple[Callable[[], nn.Module], Settings]],
+    models: dict[str, tuple[Callable[[], Model], Settings]],
     names: Sequence[str],
     data: str,
     binarised: Binarised,
@@ -106,7 +110,7 @@ def _card(known: Row) -> dict[str, str]:
     return {name: f"{value:.6g}" if isinstance(value, float) else str(value) for name, value in known.items()}
 
 
-def _training(batch_size: int, steps: int, best_step: int) -> Row:
+def _training(batch_size: int, steps: float, best_step: int | None) -> Row:
     return {"batch_size": batch_size, "steps": steps, "best_step": best_step}
 
 
@@ -163,7 +167,7 @@ def autoregressive_speed(repeats: int = 5, device: str = "cpu") -> list[Row]:
         medians = {name: statistics.median(s) for name, s in seconds.items()}
         rows.append({"what": what, "batch": batch, "values": values, **medians})
 
-    def images(what: str, model: nn.Module, batch: int = 16) -> None:
+    def images(what: str, model: Model, batch: int = 16) -> None:
         model = model.to(device).eval()
         x = torch.zeros(batch, *model.event_shape, device=device)
         one_pass = getattr(model, "logits", model)
@@ -238,14 +242,15 @@ def wavenet_waves(steps: int = 3000, seed: int = 0, folder: str | None = None, d
         steps=steps, batch_size=8, learning_rate=4e-3, clip_norm=200.0, ema_decay=0.998, seed=seed, checkpoint_every=500
     )
     place = None if folder is None else Path(folder) / "wavenet"
-    model = fit(WaveNet(**WAVENET), batch, settings, folder=place, device=device, progress=False).model
+    model = WaveNet(**WAVENET)
+    fit(model, batch, settings, folder=place, device=device, progress=False)
     with torch.no_grad():
         x, labels = quantise(fresh.amplitudes).to(device), fresh.labels.to(device)
         parts = zip(x.split(50), labels.split(50), strict=True)
         nats = -torch.cat([model.log_prob(*part) for part in parts]).mean().item() / x.shape[1]
     if place is not None:
-        known = {"model": "WaveNet", "data": "waves", "steps": steps, "negative_log_prob": nats}
-        save_model(model, place / "model.safetensors", _card(known))
+        card = _card({"model": "WaveNet", "data": "waves", "steps": steps, "negative_log_prob": nats})
+        save_model(model, place / "model.safetensors", card)
     answers = {
         "single levels": (255, -single[codes].log().mean().item()),
         "Markov chain": (256 * 255, -chain.log().mean().item()),

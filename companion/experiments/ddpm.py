@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from companion.evaluation import as_bits_per_dim
 from companion.experiments.vae import Row
@@ -46,8 +46,8 @@ def ddpm_mnist(
         checkpoint_every=250,
     )
     place = None if folder is None else Path(folder) / "ddpm"
-    data = train.intensities(), train.labels
-    model = fit(ddpm(), data, settings, folder=place, device=device, progress=False).model
+    model = ddpm()
+    fit(model, (train.intensities(), train.labels), settings, folder=place, device=device, progress=False)
     if place is not None:
         path = place / "model.safetensors"
         known = {"model": "DDPM", "data": "mnist", "steps": steps, "batch_size": settings.batch_size, "seed": seed}
@@ -68,7 +68,7 @@ def _digits(schedule: Tensor, **arguments) -> DDPM:
 
 
 _HYBRID = dict(variance="learned", objective="hybrid")
-DIGITS: dict[str, Callable[[], nn.Module]] = {
+DIGITS: dict[str, Callable[[], DDPM | VDM]] = {
     "linear, simple": lambda: _digits(linear_schedule(), variance="posterior"),
     "linear, hybrid": lambda: _digits(linear_schedule(), **_HYBRID),
     "cosine, hybrid": lambda: _digits(cosine_schedule(), **_HYBRID),
@@ -109,7 +109,8 @@ def ddpm_digits(
             checkpoint_every=250,
         )
         place = None if folder is None else Path(folder) / name.replace(", ", "_")
-        model = fit(DIGITS[name](), train.intensities(), settings, folder=place, device=device, progress=False).model
+        model = DIGITS[name]()
+        fit(model, train.intensities(), settings, folder=place, device=device, progress=False)
         chains = {getattr(model, "variance", "posterior"): model}
         if name == "linear, simple":
             chains["forward"] = _digits(linear_schedule(), variance="forward").to(device)

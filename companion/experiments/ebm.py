@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributions import MultivariateNormal
 
 from companion.data import density
@@ -25,6 +25,7 @@ from companion.models.ebm import (
     divergence,
     geometric_levels,
 )
+from companion.models.ebm.objectives import Objective
 from companion.models.flows import RealNVP
 from companion.nets.energy import EnergyConvNet, EnergyMLP
 from companion.nets.unet import UNet
@@ -33,14 +34,14 @@ from companion.samplers import ais
 from companion.training import Settings, fit, save_model
 
 
-def _ebm(objective: nn.Module) -> EBM:
+def _ebm(objective: Objective) -> EBM:
     return EBM(EnergyMLP(2), (2,), objective)
 
 
 # Each method, given the training points, with its training.
 _SETTINGS = Settings(steps=1500, batch_size=256, learning_rate=2e-3, ema_decay=0.99)
 _CHAINS = replace(_SETTINGS, steps=1000, learning_rate=1e-3)
-PLANE: dict[str, tuple[Callable[[Tensor], nn.Module], Settings]] = {
+PLANE: dict[str, tuple[Callable[[Tensor], EBM | AdversarialEBM], Settings]] = {
     "CD-10": (lambda x: _ebm(ContrastiveDivergence(10, 0.02, regulariser=1e-3)), _CHAINS),
     "chains from noise": (lambda x: _ebm(ContrastiveDivergence(10, 0.02, "noise", regulariser=1e-3)), _CHAINS),
     "persistent chains": (lambda x: _ebm(ContrastiveDivergence(10, 0.02, "buffer", regulariser=1e-3)), _CHAINS),
@@ -87,8 +88,9 @@ def ebm_plane(
                 began = time.perf_counter()
                 kl, variation = None, None
                 try:
-                    model = fit(make(x), x, settings, device=device, progress=False).model.cpu()
-                    kl, variation, _ = divergence(model.energy, truth)
+                    model = make(x)
+                    fit(model, x, settings, device=device, progress=False)
+                    kl, variation, _ = divergence(model.cpu().energy, truth)
                 except (FloatingPointError, ValueError):
                     pass
                 seconds = round(time.perf_counter() - began, 1)
@@ -165,7 +167,8 @@ def score_mnist(steps: int = 8000, seed: int = 0, folder: str | None = None, dev
         steps=steps, batch_size=32, learning_rate=2e-3, ema_decay=0.999, seed=seed, checkpoint_every=500
     )
     place = None if folder is None else Path(folder) / "score_model"
-    model = fit(score_model(), train.intensities(), settings, folder=place, device=device, progress=False).model
+    model = score_model()
+    fit(model, train.intensities(), settings, folder=place, device=device, progress=False)
     x = test.intensities()[:1000].to(device)
     noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(seed)).to(device)
     rows: list[Row] = []

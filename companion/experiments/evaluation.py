@@ -50,7 +50,8 @@ def digit_classifier(steps: int = 6000, seed: int = 0, folder: str | None = None
     place = None if folder is None else Path(folder) / "digit_classifier"
     settings = Settings(steps=steps, batch_size=128, ema_decay=0.998, seed=seed, log_every=200, checkpoint_every=1000)
     model = _Classification(DigitClassifier())
-    network = fit(model, batch, settings, folder=place, device=device, progress=False).model.network.eval()
+    fit(model, batch, settings, folder=place, device=device, progress=False)
+    network = model.network
     rows: list[Row] = []
     for images in (test, load("mnist6k", "test")):
         for kind, x in (("grey", images.intensities()), ("binarised", images.binarized(seed=0))):

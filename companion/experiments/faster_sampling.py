@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -53,7 +53,7 @@ def sampler_digits(
     # Where it is imported, the zoo imports the experiments.
     from companion.zoo import pretrained
 
-    model = pretrained("ddpm").to(device)
+    model = cast(DDPM, pretrained("ddpm")).to(device)
     train, _, test = splits("mnist6k")
     reference, label = test.intensities(), test.labels[:images].to(device)
     floor = energy_distance(train.intensities()[:images], reference)
@@ -104,7 +104,8 @@ def _few_steps(x: Tensor, seed: int, steps: int, draws: int, device: str) -> Ite
     """Method, calls, samples."""
 
     def trained(model: Model, **settings) -> Model:
-        return fit(model, x, Settings(batch_size=256, seed=seed, **settings), device=device, progress=False).model
+        fit(model, x, Settings(batch_size=256, seed=seed, **settings), device=device, progress=False)
+        return model
 
     def draw(model: DDPM | ProgressiveDistillation | ConsistencyModel, **options) -> Tensor:
         return model.sample(draws, torch.Generator(device).manual_seed(seed), **options)
@@ -127,8 +128,8 @@ def _few_steps(x: Tensor, seed: int, steps: int, draws: int, device: str) -> Ite
         student = student.halved()
     for method, guide in (("consistency distillation", teacher), ("consistency training", None)):
         model = trained(ConsistencyModel(_network(), (2,), guide, **CONSISTENCY), steps=steps, **CONSISTENCY_SETTINGS)
-        for calls in (1, 2):
-            yield method, calls, draw(model, steps=calls)
+        for n in (1, 2):
+            yield method, n, draw(model, steps=n)
 
 
 def _network() -> TimeMLP:
@@ -136,5 +137,5 @@ def _network() -> TimeMLP:
 
 
 # Of data with a standard deviation of about 1.5, and levels within those of the teacher.
-CONSISTENCY = dict(sigma_min=0.035, sigma_max=20.0, sigma_data=1.5)
-CONSISTENCY_SETTINGS = dict(learning_rate=1e-3, ema_decay=0.99)
+CONSISTENCY: dict[str, Any] = dict(sigma_min=0.035, sigma_max=20.0, sigma_data=1.5)
+CONSISTENCY_SETTINGS: dict[str, Any] = dict(learning_rate=1e-3, ema_decay=0.99)

@@ -3,8 +3,10 @@
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import torch
+from torch import Tensor
 
 from companion.data import density
 from companion.evaluation import as_bits_per_dim, histogram_bits_per_dim
@@ -24,13 +26,16 @@ PLANE: dict[str, Callable[[], Flow]] = {
 # With a larger alpha the black pixels, nearly all there are, would make a needle of the density.
 ALPHA = 1e-6
 
-# Each flow, its dequantisation's noise, and its training on the 4,000 digits of mnist6k. Averaged weights would not fit
-# the running means of RealNVP's batch normalisation.
+# A flow, its dequantisation's noise, and its training.
+Recipe = tuple[Callable[[], Flow], Literal["uniform", "variational"], Settings]
+
+# Each flow on the 4,000 digits of mnist6k. Averaged weights would not fit the running means of RealNVP's batch
+# normalisation.
 _SHORT = Settings(
     steps=2000, batch_size=32, clip_norm=100.0, ema_decay=0.99, validate_every=100, patience=5, checkpoint_every=500
 )
 _MLP = replace(_SHORT, steps=5000, batch_size=100)
-DIGITS: dict[str, tuple[Callable[[], Flow], str, Settings]] = {
+DIGITS: dict[str, Recipe] = {
     "NICE": (lambda: NICE(hidden=(500, 500, 500)), "uniform", _MLP),
     "MAF": (lambda: MAF((1, 28, 28), layers=5, hidden=(500,)), "uniform", replace(_MLP, steps=2500)),
     "RealNVP": (
@@ -44,7 +49,7 @@ DIGITS: dict[str, tuple[Callable[[], Flow], str, Settings]] = {
 
 # The same on all of MNIST.
 _LONG = replace(_SHORT, steps=11_000, batch_size=64, ema_decay=0.999, validate_every=1000)
-MNIST: dict[str, tuple[Callable[[], Flow], str, Settings]] = {
+MNIST: dict[str, Recipe] = {
     "RealNVP": (
         lambda: ImageRealNVP(hidden=32, blocks=1),
         "uniform",
@@ -55,7 +60,7 @@ MNIST: dict[str, tuple[Callable[[], Flow], str, Settings]] = {
 
 
 def _rows(
-    models: dict[str, tuple[Callable[[], Flow], str, Settings]],
+    models: dict[str, Recipe],
     names: Sequence[str],
     data: str,
     steps: int | None,
@@ -94,7 +99,7 @@ def _rows(
     return rows
 
 
-def _row(name: str, parameters: int, bits: torch.Tensor, floor: torch.Tensor, training: tuple[int, int, int]) -> Row:
+def _row(name: str, parameters: int, bits: Tensor, floor: Tensor, training: tuple[int, float, int | None]) -> Row:
     gain = floor - bits
     measured = {"bits_per_dim": bits.mean(), "gain": gain.mean(), "gain_error": gain.std() / len(gain) ** 0.5}
     row: Row = {"model": name, "parameters": parameters, **{key: value.item() for key, value in measured.items()}}
@@ -158,9 +163,10 @@ def flows_plane(
                 torch.manual_seed(seed)
                 x, test = truth.sample((8000,)), truth.sample((10_000,))
                 settings = Settings(steps=steps, batch_size=256, learning_rate=5e-3, ema_decay=0.995, seed=seed)
-                flow = fit(PLANE[model](), x, settings, device=device, progress=False).model.cpu()
+                flow = PLANE[model]()
+                fit(flow, x, settings, device=device, progress=False)
                 with torch.no_grad():
-                    known, found = truth.log_prob(test), flow.log_prob(test)
+                    known, found = truth.log_prob(test), flow.cpu().log_prob(test)
                 gap = known - found
                 row = {"nats": -found.mean(), "entropy": -known.mean(), "gap": gap.mean()}
                 row["gap_error"] = gap.std() / len(gap) ** 0.5

@@ -1,9 +1,11 @@
 """The experiments of the chapter on generative adversarial networks."""
 
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 from torch import Tensor
+from torch.distributions import Independent, MixtureSameFamily, Normal
 
 from companion.data import density
 from companion.evaluation import mode_coverage
@@ -60,7 +62,8 @@ def gan_collapse(
 def _modes(
     name: str, momentum: float, hidden: int, steps: int, variants: Sequence[str], seeds: Sequence[int], device: str
 ) -> list[Row]:
-    components = density(name).component_distribution.base_dist
+    mixture = cast(MixtureSameFamily, density(name))  # both names are of mixtures of Gaussians
+    components = cast("Independent[Normal]", mixture.component_distribution).base_dist
     centres, scale = components.loc, components.scale[0, 0].item()
 
     def batch(n: int, generator: torch.Generator) -> Tensor:
@@ -73,8 +76,8 @@ def _modes(
             torch.manual_seed(seed)
             model = GAN((2,), latent_dim=2, hidden=hidden, **VARIANTS[variant])
             settings = Settings(steps=steps, betas=(momentum, 0.999), seed=seed, log_every=steps)
-            model = fit(model, batch, settings, device=device, progress=False).model.cpu()
-            found = mode_coverage(model.sample(2500, torch.Generator().manual_seed(seed)), centres, scale)
+            fit(model, batch, settings, device=device, progress=False)
+            found = mode_coverage(model.cpu().sample(2500, torch.Generator().manual_seed(seed)), centres, scale)
             row = {"modes": found.modes, "high_quality": found.high_quality}
             rows.append({"variant": variant, "seed": seed, **row})
     return rows

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Literal
 
 import torch
 from jaxtyping import Float
@@ -16,7 +17,7 @@ from companion.training import Settings, fit
 
 # As many weights as the VAE of the quick preset, to a few in a thousand. One level with the ladder's batch
 # normalisation and warm-up tells what these bring without a hierarchy.
-MODELS: dict[str, Callable[[], nn.Module]] = {
+MODELS: dict[str, Callable[[], VAE | HVAE]] = {
     "VAE": VAE,
     "one level": lambda: HVAE(latent_dims=(20,), hidden=(511,), warm_up=500),
     "ladder": lambda: HVAE(latent_dims=(20, 10), hidden=(488, 64), warm_up=500),
@@ -82,7 +83,7 @@ def hvae_digits(
 def hvae_collapse(
     steps: int = 2000,
     cures: Sequence[str] = tuple(CURES),
-    inferences: Sequence[str] = ("bottom-up", "ladder"),
+    inferences: Sequence[Literal["bottom-up", "ladder"]] = ("bottom-up", "ladder"),
     seeds: Sequence[int] = (0, 1, 2),
     device: str = "cpu",
 ) -> list[Row]:
@@ -118,8 +119,8 @@ def manifold(n: int, seed: int) -> Float[Tensor, "n 20"]:
         torch.manual_seed(0)
         network = mlp([3, 64, 20], nn.Tanh)
         with torch.no_grad():
-            network[0].weight.normal_()
-            network[2].weight.normal_(std=0.25)
+            network.get_parameter("0.weight").normal_()
+            network.get_parameter("2.weight").normal_(std=0.25)
         torch.manual_seed(seed)
         with torch.no_grad():
             return network(torch.randn(n, 3)) + 0.1 * torch.randn(n, 20)

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, cast
 
 import torch
 from PIL import Image
@@ -32,8 +32,9 @@ from companion.evaluation import (
 from companion.experiments.record import RESULTS, commit, record, write
 from companion.experiments.vae import Row
 from companion.models import IndependentPixels
-from companion.models.questions import Bound, Density
+from companion.models.questions import Bound, Density, Sampler
 from companion.models.vae import Autoencoder
+from companion.nets.digit_classifier import DigitClassifier
 from companion.presets import PRESETS, Preset, examples, find, fixed, settings, splits, train
 from companion.training import load_model, save_model
 
@@ -62,7 +63,7 @@ class Entry:
     """
 
     title: str
-    calls: Callable[[nn.Module], int]
+    calls: Callable[[Any], int]
     draws: int | None = None
     zoo: bool = False
 
@@ -135,7 +136,7 @@ def scoreboard(
         with ProcessPoolExecutor(1, mp_context=context) as pool:
             began = time.perf_counter()
             row, samples = pool.submit(measure, name, preset, seed, steps, place, device).result()
-        config = {"preset": preset, "seed": seed, "steps": steps, "device": device}
+        config: dict[str, Any] = {"preset": preset, "seed": seed, "steps": steps, "device": device}
         config["settings"] = _settings(name, preset, seed, steps)
         result = record(name, config, time.perf_counter() - began, [row]) | {"commit": commit()}
         written.append(write(path, result))
@@ -311,7 +312,7 @@ def beside_papers() -> str:
     return "\n".join(lines)
 
 
-def _speed(row: Row) -> str:
+def _speed(row: dict) -> str:
     return f"{row['samples_per_second']:,.3g}" if row["samples_per_second"] < 100 else "> 100"
 
 
@@ -340,10 +341,11 @@ def measure(
     row["data"] = "grey" if chosen.binarised == "no" else "binary"
     row |= {"parameters": sum(p.numel() for p in model.parameters())} | training
     row |= _likelihood(model, chosen, test, ENTRIES[name].draws, seed, device)
+    assert isinstance(model, Sampler)  # as all that ENTRIES names
     began = time.perf_counter()
     x, lost = _draw(model, torch.Generator(device).manual_seed(seed))
     seconds = time.perf_counter() - began
-    network = zoo.pretrained("digit_classifier")
+    network = cast(DigitClassifier, zoo.pretrained("digit_classifier"))
     generator = torch.Generator().manual_seed(seed)
     black_and_white = binarize(x, generator)  # which leaves 0 and 1 as they are
     fake, real = (extract(network.features, y, net=NET) for y in (black_and_white, test.binarized(seed=0)))
@@ -363,6 +365,9 @@ def measure(
 class GaussianCodes(nn.Module):
     """An autoencoder made to draw: its decoder, at codes from the Gaussian with the training codes' two moments."""
 
+    mean: Tensor
+    root: Tensor
+
     def __init__(self, autoencoder: Autoencoder, x: Tensor):
         super().__init__()
         self.autoencoder = autoencoder
@@ -379,6 +384,8 @@ class GaussianCodes(nn.Module):
 
 class LookUp(nn.Module):
     """Draws training examples, and nothing else."""
+
+    x: Tensor
 
     def __init__(self, x: Tensor):
         super().__init__()
@@ -421,7 +428,7 @@ def _model(
         seconds = float(card["seconds"]) if "seconds" in card else None
         return zoo.pretrained(name).to(device), {"training_steps": int(card["steps"]), "training_seconds": seconds}
     path = None if folder is None else folder / "model.safetensors"
-    asked = {key: str(value) for key, value in _settings(name, preset, seed, steps).items()}
+    asked = {key: str(value) for key, value in asdict(settings(chosen, seed, steps)).items()}
     if path is not None and path.is_file():
         model = chosen.make()
         known = load_model(model, path)
@@ -443,7 +450,7 @@ def _model(
 def _likelihood(model: nn.Module, chosen: Preset, test: Images, draws: int | None, seed: int, device: str) -> Row:
     if not isinstance(model, Density | Bound):
         empty = dict.fromkeys(("estimator", "nats", "nats_error", "bits_per_dim", "likelihood_images"))
-        return {"likelihood": "none"} | empty
+        return {"likelihood": "none", **empty}
     some = Images(test.name, test.split, test.pixels[:IMAGES], test.labels[:IMAGES])
     x, *label = examples(some, replace(chosen, labelled=getattr(model, "classes", None) is not None))
     found = bits_per_dim(model, x.to(device), *(part.to(device) for part in label), importance_samples=draws, seed=seed)
@@ -451,14 +458,15 @@ def _likelihood(model: nn.Module, chosen: Preset, test: Images, draws: int | Non
     return {"likelihood": found.kind, "estimator": found.estimator, **values, "likelihood_images": found.n}
 
 
-def _draw(model: nn.Module, generator: torch.Generator) -> tuple[Tensor, int]:
+def _draw(model: Sampler, generator: torch.Generator) -> tuple[Tensor, int]:
     """Samples as images, and how many of those drawn were lost, not finite, and are replaced by others.
 
     What is outside [0, 1] is shown as black or white, as by a screen.
     """
-    labels = {} if getattr(model, "classes", None) is None else {"label": torch.arange(BATCH) % model.classes}
-    labels = {key: label.to(generator.device) for key, label in labels.items()}
-    parts, drawn = [], 0
+    classes = getattr(model, "classes", None)
+    labels = {} if classes is None else {"label": torch.arange(BATCH, device=generator.device) % classes}
+    parts: list[Tensor] = []
+    drawn = 0
     while (found := sum(map(len, parts))) < SAMPLES:
         if drawn >= 2 * SAMPLES:
             raise FloatingPointError(f"only {found} of {drawn} samples are finite")

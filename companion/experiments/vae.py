@@ -13,7 +13,7 @@ from companion.models.questions import Code
 from companion.presets import find, fixed, splits, training_data
 from companion.training import Settings, fit
 
-Row = dict[str, float | int | str]
+Row = dict[str, float | int | str | None]
 
 
 def vae_beta(
@@ -39,15 +39,16 @@ def vae_beta(
     for beta in betas:
         for seed in seeds:
             torch.manual_seed(seed)
+            model = VAE(beta=beta)
             fitted = fit(
-                VAE(beta=beta),
+                model,
                 training_data(train, preset.binarised),
                 replace(preset.settings, steps=steps, seed=seed, checkpoint_every=None),
                 validation=fixed(validation, preset.binarised),
                 device=device,
                 progress=False,
             )
-            rate, distortion = _rate_and_distortion(fitted.model, x)
+            rate, distortion = _rate_and_distortion(model, x)
             row = {"rate": rate, "distortion": distortion, "negative_elbo": rate + distortion}
             rows.append({"beta": beta, "seed": seed, **row, "best_step": fitted.best_step})
     return rows
@@ -77,7 +78,7 @@ def vae_disentanglement(
             torch.manual_seed(seed)
             model = VAE(latent_dim=6, hidden=256, beta=beta)
             settings = Settings(steps=steps, learning_rate=2e-3, seed=seed)
-            model = fit(model, x, settings, device=device, progress=False).model
+            fit(model, x, settings, device=device, progress=False)
             rate, distortion = _rate_and_distortion(model, x)
             with torch.no_grad():
                 q = model.encode(x)
