@@ -45,7 +45,7 @@ SHARED = (
     "derivations",
     "exercises",
     "nets",
-    "reporting",
+    "chapter",
 )
 # What every check is made of says nothing about one of them.
 REGISTRY = "derivations.registry"

@@ -1,0 +1,65 @@
+"""What the chapters call: training where it is fastest, numbers within their range, and sources."""
+
+import inspect
+import textwrap
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+from companion import training
+from companion.training import Batches, Examples, Fit, Settings
+
+
+def device() -> str:
+    """ "cuda" where there is a GPU, and "cpu" elsewhere."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def machine() -> str:
+    """What a chapter trains on, in words."""
+    found = torch.cuda.get_device_name() if device() == "cuda" else f"the CPU, in {torch.get_num_threads()} threads"
+    return f"PyTorch {torch.__version__} trains on {found}"
+
+
+def fit(model: nn.Module, data: Examples | Batches, settings: Settings, **options: Any) -> Fit:
+    """`companion.training.fit` as the chapters call it: on the GPU where there is one, and without a bar.
+
+    The model comes back to the CPU, on which the rest of a chapter computes: its figures, and its noise, which is the
+    same on every machine.
+
+    Args:
+        options: as for `companion.training.fit`.
+
+    >>> import torch
+    >>> from companion.chapter import fit
+    >>> from companion.models import IndependentPixels
+    >>> from companion.training import Settings
+    >>> x = torch.tensor([[1.0, 0.0], [1.0, 1.0]])
+    >>> fit(IndependentPixels((2,)), x, Settings(steps=5)).model.logits.device
+    device(type='cpu')
+    """
+    found = training.fit(model, data, settings, device=device(), progress=False, **options)
+    found.model.to("cpu")
+    return found
+
+
+def report(name: str, value: float, low: float, high: float) -> None:
+    """Print a number and the range it has to be in.
+
+    Training gives slightly different numbers on different processors, so that they cannot be compared digit
+    by digit. Raises AssertionError when the value is outside [low, high] or not a number.
+
+    >>> from companion.chapter import report
+    >>> report("accuracy", 0.913, 0.9, 0.95)
+    accuracy: 0.913   (between 0.9 and 0.95)
+    """
+    print(f"{name}: {value:.4g}   (between {low:g} and {high:g})")
+    if not low <= value <= high:
+        raise AssertionError(f"{name} is {value:.6g}, outside [{low:g}, {high:g}]")
+
+
+def show_source(*objects: Callable) -> None:
+    """Print the source of functions, methods or classes, so that a chapter shows what runs."""
+    print("\n".join(textwrap.dedent(inspect.getsource(thing)) for thing in objects).rstrip())
