@@ -2443,7 +2443,7 @@ L_T&=\sum_{i=1}^T\mathbb E\,\mathrm{KL}\big(q(x_s\mid x_t,x_0)\Vert p_\theta(x_s
 )
 def vdm_discrete_limit(rng: np.random.Generator) -> Lines:
     data, time = _Coordinates.random(rng), _Time.random(rng)
-    counts = 8 * 2 ** np.arange(7)
+    counts = [8 * 2**k for k in range(7)]
 
     def biased(rho: Array) -> Array:
         return data.error(rho, bias=0.5)
@@ -2518,7 +2518,7 @@ def vdm_continuous(rng: np.random.Generator) -> Lines:
             Mutant("+SNR'(t)", {line: over_time(lambda rho, slope: slope / 2)}),
             Mutant("SNR(t) for SNR'(t)", {line: over_time(lambda rho, slope: rho / 2)}),
             Mutant("d log SNR/dt: the weight of ε", {line: over_time(lambda rho, slope: -slope / rho / 2)}),
-            Mutant("weight 1", {line: over_time(lambda rho, slope: 1.0)}),
+            Mutant("weight 1", {line: over_time(lambda rho, slope: np.ones_like(rho))}),
             Mutant("down to SNR = 0", over_rho(low=0.0)),
             Mutant("dρ/ρ", over_rho(of=lambda rho: error(rho) / rho)),
         ],
@@ -2632,18 +2632,18 @@ def _frozen_hvae(s: _Chain) -> HVAE:
     model = HVAE((2,), levels, hidden=levels, depth=0, inference="bottom-up", likelihood="gaussian", batch_norm=False)
     model.double().eval()
 
-    def gaussian(layer: torch.nn.Linear, matrix: Array, shift: Array, variance: float) -> None:
+    def gaussian(layer: torch.nn.Module, matrix: Array, shift: Array, variance: float) -> None:
         # Below the mean stands the number whose softplus is the variance.
-        layer.weight.copy_(torch.tensor(np.vstack([matrix, np.zeros((2, 2))])))
-        layer.bias.copy_(torch.tensor(np.append(shift, np.full(2, np.log(np.expm1(variance))))))
+        layer.get_parameter("weight").copy_(torch.tensor(np.vstack([matrix, np.zeros((2, 2))])))
+        layer.get_parameter("bias").copy_(torch.tensor(np.append(shift, np.full(2, np.log(np.expm1(variance))))))
 
     with torch.no_grad():
         for t, head in zip(s.times, model.heads, strict=True):
             gaussian(head, np.sqrt(s.alpha[t]) * np.eye(2), np.zeros(2), s.beta[t])
         for t, down in zip(s.times[1:], model.down, strict=True):
-            gaussian(down[-1], s.linear[t], s.shift[t], s.variance[t])
-        model.decoder[0].weight.copy_(torch.tensor(s.linear[1]))
-        model.decoder[0].bias.copy_(torch.tensor(s.shift[1]))
+            gaussian(down.get_submodule("0"), s.linear[t], s.shift[t], s.variance[t])
+        model.decoder.get_parameter("0.weight").copy_(torch.tensor(s.linear[1]))
+        model.decoder.get_parameter("0.bias").copy_(torch.tensor(s.shift[1]))
         model.log_scale.copy_(torch.tensor(0.5 * np.log(s.variance[1])))
     return model
 

@@ -354,7 +354,7 @@ def linear_gaussian_elbo_closed(rng: np.random.Generator) -> Lines:
     model, x = random_pca(rng)
     mean, log_scale = (t.detach() for t in _q(rng))
     q = Normal(mean, log_scale.exp())
-    total = 0.0
+    total = torch.zeros(len(x)).double()
     for noise, weight in zip(*gauss_hermite(dim=2, points=5), strict=True):
         z = mean + q.scale * torch.tensor(noise)
         log_w = Normal(0.0, 1.0).log_prob(z).sum(1) + model.decode(z).log_prob(x) - q.log_prob(z).sum(1)
@@ -401,8 +401,7 @@ def mean_field_gap(rng: np.random.Generator) -> Lines:
         p = torch.tensor(parameters, requires_grad=True)
         mean, log_scale = p[:2], p[2:]
         kl = _kl(mean[None], log_scale.exp()[None], model, x).sum()
-        kl.backward()
-        return kl.item(), p.grad.numpy()
+        return kl.item(), torch.autograd.grad(kl, p)[0].numpy()
 
     found = optimize.minimize(objective, np.zeros(4), jac=True, method="BFGS", options={"gtol": 1e-9})
     best = mean_field(model, x)

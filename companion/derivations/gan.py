@@ -379,7 +379,7 @@ def gan_nonsaturating(rng: np.random.Generator) -> Lines:
         return prior @ function(logit(torch.tensor(theta))).numpy()
 
     d = expit(logit(torch.tensor(theta)).numpy())
-    slopes = np.array([_gradient(lambda t, i=i: logit(t)[i], theta) for i in range(5)])
+    slopes = torch.autograd.functional.jacobian(logit, torch.tensor(theta)).numpy()
     # What a library computes: the cross-entropy of generated points with the label of real ones.
     flipped = _gradient(
         lambda t: F.binary_cross_entropy_with_logits(
@@ -416,7 +416,8 @@ class Game:
     def probabilities(self, theta: Array) -> tuple[Array, Array]:
         """p_data and p_g, each times the weights."""
         logs = self.log_data, self.log_model(torch.tensor(theta))
-        return tuple((self.weight * log.exp()).numpy() for log in logs)
+        p_data, p_g = ((self.weight * log.exp()).numpy() for log in logs)
+        return p_data, p_g
 
     def gradient(self, function: Callable[[torch.Tensor, torch.Tensor], torch.Tensor], frozen: bool = True) -> Array:
         """∇_θ E_{p_g}[f(p_data(x), p_g(x))], by autograd, with f held fixed or differentiated as well."""
@@ -867,11 +868,11 @@ def gradient_penalty(rng: np.random.Generator) -> Lines:
     # Four pairs of points in three dimensions, and the critic ½xᵀAx + bᵀx, whose gradient is Ax + b.
     n, dim, strength = 4, 3, 10.0
     real, fake, b = rng.normal(size=(n, dim)), rng.normal(size=(n, dim)) + 1, rng.normal(size=dim)
-    a = rng.normal(size=(dim, dim))
-    a = torch.tensor(a + a.T) / 2
+    square = rng.normal(size=(dim, dim))
+    matrix = (square + square.T) / 2
 
     def critic(x: torch.Tensor) -> torch.Tensor:
-        return (x @ a * x).sum(1) / 2 + x @ torch.tensor(b)
+        return (x @ torch.tensor(matrix) * x).sum(1) / 2 + x @ torch.tensor(b)
 
     nodes, weights = np.polynomial.legendre.leggauss(200)
     epsilon, weights = (nodes + 1) / 2, weights / 2
@@ -894,8 +895,7 @@ def gradient_penalty(rng: np.random.Generator) -> Lines:
         root = np.sqrt(a) * (antiderivative(1 + offset) - antiderivative(offset))
         return a / 3 + b + c - 2 * root + 1
 
-    matrix, ends = a.numpy(), zip(real, fake, strict=True)
-    exact = [closed_form(matrix @ x + b, matrix @ y + b) for x, y in ends]
+    exact = [closed_form(matrix @ x + b, matrix @ y + b) for x, y in zip(real, fake, strict=True)]
     at_data = np.linalg.norm(real @ matrix + b, axis=1)
     line = "= λ E[(‖∇ℓ(x̂)‖-1)²], by autograd at quadrature nodes"
     return Lines(
@@ -925,7 +925,7 @@ def spectral_norm(rng: np.random.Generator) -> Lines:
     def largest_stretch(w: Array) -> float:
         # The square settles the length of h, which the ratio leaves open, and not its direction.
         h = _maximise(lambda h: (torch.tensor(w) @ h).norm() - h.square().sum() / 2, rng.normal(size=4))
-        return np.linalg.norm(w @ h) / np.linalg.norm(h)
+        return float(np.linalg.norm(w @ h) / np.linalg.norm(h))
 
     def power_iteration(w: Array, steps: int = 2000) -> float:
         v = np.ones(4)
@@ -1256,9 +1256,9 @@ def _play(eta: float, theta: Array, psi: Array, steps: int, alternate: bool) -> 
     """All iterates of gradient descent on θᵀψ for θ and ascent for ψ, by autograd: (steps + 1, 2, dim)."""
     path = [(theta, psi)]
     for _ in range(steps):
-        descended = theta - eta * _gradient(lambda t, psi=psi: t @ torch.tensor(psi), theta)
+        descended = theta - eta * _gradient(torch.tensor(psi).dot, theta)
         seen = descended if alternate else theta
-        psi = psi + eta * _gradient(lambda p, seen=seen: torch.tensor(seen) @ p, psi)
+        psi = psi + eta * _gradient(torch.tensor(seen).dot, psi)
         theta = descended
         path.append((theta, psi))
     return np.array(path)
@@ -1387,7 +1387,7 @@ def bilinear_averaging(rng: np.random.Generator) -> Lines:
 
     squares, at, mean = [], theta + 1j * psi, theta + 1j * psi
     for t in range(1, steps + 1):
-        squares.append(np.vdot(at, at).real)
+        squares.append(float(np.vdot(at, at).real))
         at = turn * at + pull * mean
         mean = mean + (at - mean) / (t + 1)
     largest_step = optimize.brentq(lambda eta: radius(eta) - 1, 1e-3, 4)

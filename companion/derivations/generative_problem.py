@@ -116,7 +116,7 @@ def prob_of_set(rng: np.random.Generator) -> Lines:
                 {"= ∫_A p(x) dx": float(mixture.density((low + high) / 2) * np.prod(high - low))},
             ),
         ],
-        standard_errors={"= share of samples in A": inside.std() / np.sqrt(len(inside))},
+        standard_errors={"= share of samples in A": inside.std() / np.sqrt(len(samples))},
     )
 
 

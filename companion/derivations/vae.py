@@ -45,7 +45,7 @@ def _kl_to_prior(q: Normal) -> torch.Tensor:
 def _expected_square(model: ProbabilisticPCA, x: torch.Tensor, q: Normal, points: int = 4) -> Array:
     """E_q‖x - x̂(z)‖² by quadrature, one number for each row."""
     nodes, weights = gauss_hermite(2, points)
-    total = 0.0
+    total = torch.zeros(len(x)).double()
     for node, weight in zip(nodes, weights, strict=True):
         total = total + weight * (x - model.decode(q.mean + q.scale * torch.tensor(node)).mean).square().sum(1)
     return total.detach().numpy()
@@ -450,8 +450,8 @@ class _Quartic:
 
     def parameters(self, n: int) -> tuple[torch.Tensor, torch.Tensor]:
         """(μ, log σ) once for each of n draws, so that autograd returns every draw's own gradient."""
-        rows = (torch.tensor(v).repeat(n, 1).requires_grad_() for v in (self.mean, np.log(self.scale)))
-        return tuple(rows)
+        mean, log_scale = (torch.tensor(v).repeat(n, 1).requires_grad_() for v in (self.mean, np.log(self.scale)))
+        return mean, log_scale
 
 
 def _per_draw(values: torch.Tensor, *parameters: torch.Tensor) -> Array:
@@ -866,8 +866,7 @@ def beta_vae_linear_gaussian(rng: np.random.Generator) -> Lines:
         q = unpack(p)
         square = (centred - w @ q.mean).square().sum() + (w @ q.scale_tril).square().sum()
         value = square / (2 * s2) + beta * kl_divergence(q, prior)
-        value.backward()
-        return value.item(), p.grad.numpy()
+        return value.item(), torch.autograd.grad(value, p)[0].numpy()
 
     found = optimize.minimize(negative, np.zeros(5), jac=True, method="BFGS", options={"gtol": 1e-9})
     best = unpack(torch.tensor(found.x))
