@@ -13,13 +13,13 @@ from scipy.special import comb, entr, gammaln, logsumexp, rel_entr, softmax
 from scipy.stats import chi, entropy, mannwhitneyu, norm, wishart
 from torch.distributions import Normal, kl_divergence
 
-from companion.derivations.registry import Lines, Mutant, verifies
+from companion.derivations.registry import Lines, Mutant, Tolerance, verifies
 from companion.derivations.toys import gauss_hermite
 
 Array = np.ndarray
 
-SMALL_SUMS = dict(tolerance=1e-11, reason="sums of a few float64 numbers of order one")
-NUMERIC = dict(tolerance=1e-6, reason="an optimum found numerically, where the function is flat, to about 1e-8")
+SMALL_SUMS = Tolerance(tolerance=1e-11, reason="sums of a few float64 numbers of order one")
+NUMERIC = Tolerance(tolerance=1e-6, reason="an optimum found numerically, where the function is flat, to about 1e-8")
 
 
 def _simplex(rng: np.random.Generator, states: int, copies: int = 1) -> Array:
@@ -274,7 +274,7 @@ def frechet_transport(rng: np.random.Generator) -> Lines:
     def triangular(cov_r: Array, cov_g: Array) -> Array:
         return np.linalg.cholesky(cov_g) @ np.linalg.inv(np.linalg.cholesky(cov_r))
 
-    def formula(shift: Callable[[Array], float] = lambda d: d @ d, two: float = 2.0) -> list[float]:
+    def formula(shift: Callable = lambda d: d @ d, two: float = 2.0) -> list[float]:
         roots = [_root(_root(cov_r) @ cov_g @ _root(cov_r)) for _, cov_r, _, cov_g in pairs]
         return [
             shift(pair[0] - pair[2]) + np.trace(pair[1] + pair[3] - two * root)
@@ -363,7 +363,7 @@ def fid_root_trace(rng: np.random.Generator) -> Lines:
         return np.maximum(np.linalg.eigvals(a.T @ a @ b.T @ b).real, 0)
 
     def by_triangle(a: Array, b: Array) -> float:
-        lower = np.linalg.qr(a, mode="r").T  # six by six, or six by four
+        lower = np.linalg.qr(a).R.T  # six by six, or six by four
         return np.sqrt(np.maximum(np.linalg.eigvalsh(lower.T @ b.T @ b @ lower), 0)).sum()
 
     return Lines(
@@ -826,9 +826,9 @@ def coverage_expected(rng: np.random.Generator) -> Lines:
     orders = list(itertools.combinations(range(n - 1 + m), m))
     within = [sum(place < np.delete(np.arange(n - 1 + m), order)[k - 1] for place in order) for order in orders]
 
-    def formula(n: int = n, m: int = m, k: int = k, density: float = 1.0) -> list[float]:
+    def formula(n: int = n, m: int = m, k: int = k, density: float = 1.0) -> Array:
         js = np.arange(1, k + 1)
-        return [1 - np.prod((n - js) / (m + n - js)), density]
+        return np.array([1 - np.prod((n - js) / (m + n - js)), density])
 
     draws = played(k)
     first, by_ranks = f"coverage and density in the plane, k = {k}", "= over all orders of points and samples"

@@ -6,6 +6,7 @@ Time runs from 0, the data, to 1. a = √ᾱ_t and σ = √(1-ᾱ_t), so that x_
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -19,6 +20,8 @@ from companion.derivations.toys import gauss_hermite, plane
 Array = np.ndarray
 Field = Callable[[float, Array], Array]
 Map = Callable[[torch.Tensor], torch.Tensor]
+Real = TypeVar("Real", float, Array)
+Level = TypeVar("Level", float, torch.Tensor)
 
 SMALL_SUMS = Tolerance(tolerance=1e-11, reason="sums of a few float64 numbers of order one")
 JACOBIANS = Tolerance(tolerance=1e-10, reason="float64 derivatives by autograd in a few dimensions")
@@ -143,7 +146,7 @@ def _divergence(field: Map, x: Array) -> Array:
     points = torch.tensor(x, requires_grad=True)
     values = field(points)
     each = [torch.autograd.grad(v.sum(), points, retain_graph=True)[0][:, i] for i, v in enumerate(values.T)]
-    return sum(each).numpy()
+    return torch.stack(each).sum(0).numpy()
 
 
 def _limit(values: Sequence[Array], order: int = 1) -> Array:
@@ -222,7 +225,7 @@ def vp_sde(rng: np.random.Generator) -> Lines:
         ratio = schedule.alpha_bar(end) / schedule.alpha_bar(s)
         return moments(np.sqrt(bar), bar, weight @ (ratio**power * schedule.beta(s)))
 
-    bar = schedule.alpha_bar(end)
+    bar, constant = schedule.alpha_bar(end), np.exp(-schedule.beta(end) * end)
     isometry = "= √ᾱ_t μ_0 and ᾱ_t Σ_0 + ∫(ᾱ_t/ᾱ_s) β(s) ds I, by Itô"
     line = "= the moments' differential equations, by SciPy"
     return Lines(
@@ -239,7 +242,7 @@ def vp_sde(rng: np.random.Generator) -> Lines:
             Mutant("√(ᾱ_t/ᾱ_s) dW, not squared", {isometry: ito(power=0.5)}),
             Mutant("ᾱ_t for √ᾱ_t in the mean", moments(bar, bar, 1 - bar), erratum="E004-13"),
             Mutant("1-√ᾱ_t for 1-ᾱ_t", moments(np.sqrt(bar), bar, 1 - np.sqrt(bar))),
-            Mutant("ᾱ_t = e^{-β(t) t}", moments(*(np.exp(-schedule.beta(end) * end * p) for p in (0.5, 1)), 1 - bar)),
+            Mutant("ᾱ_t = e^{-β(t) t}", moments(np.sqrt(constant), constant, 1 - bar)),
         ],
     )
 
@@ -268,7 +271,7 @@ def fokker_planck_ode(rng: np.random.Generator) -> Lines:
             data.log_prob(schedule.a(time), schedule.sigma(time))(torch.tensor(x)).exp()
             for time, x in zip(times, points, strict=True)
         ]
-        return torch.autograd.grad(sum(each), times)[0].numpy()
+        return torch.autograd.grad(torch.stack(each).sum(), times)[0].numpy()
 
     def diffusion(drift: float = -0.5, noise: float = 0.5 * beta) -> Array:
         of_drift = _divergence(lambda x: drift * beta * x * p(x)[:, None], points)
@@ -630,7 +633,7 @@ def ddim_family(rng: np.random.Generator) -> Lines:
     nodes, weight = plane(8.0, 81)
     xt = np.sqrt(now) * x0 + np.sqrt(1 - now) * nodes
 
-    def density(x: Array, mean: Array, variance: float) -> Array:
+    def density(x: Array, mean: Array | float, variance: float) -> Array:
         return np.exp(-((x - mean) ** 2).sum(-1) / (2 * variance)) / (2 * np.pi * variance)
 
     def integral(
@@ -931,7 +934,7 @@ def heun_order(rng: np.random.Generator) -> Lines:
 # Solvers that know the linear part
 
 
-def _log_snr(level: Array) -> Array:
+def _log_snr(level: Real) -> Real:
     """λ = log(√ᾱ/√(1-ᾱ)), half of the logarithm of the signal-to-noise ratio."""
     return np.log(level / (1 - level)) / 2
 
@@ -1062,7 +1065,7 @@ def dpm_solver_2m(rng: np.random.Generator) -> Lines:
         return intercept + slope * (log_snr[1] + at * (log_snr[2] - log_snr[1]))
 
     def integrated(guess: Array) -> Array:
-        nodes, weight = _legendre(*log_snr[1:], 20)
+        nodes, weight = _legendre(log_snr[1], log_snr[2], 20)
         sigma = np.sqrt(1 - levels)
         return sigma[2] / sigma[1] * x + sigma[2] * (weight @ np.exp(nodes)) * guess
 
@@ -1112,9 +1115,9 @@ def dpm_solver_order(rng: np.random.Generator) -> Lines:
         """√(s² + σ̄²), to which x̄ is proportional."""
         return np.sqrt(s**2 + np.exp(-2 * log_snr))
 
-    def sample(n: int, second: bool, **slip: float) -> Array:
+    def sample(n: int, second: bool, **slip: Any) -> Array:
         levels = 1 / (1 + np.exp(-2 * np.linspace(low, high, n + 1)))
-        x, previous = np.sqrt(levels[0]) * start, None
+        x = previous = np.sqrt(levels[0]) * start
         for i in range(n):
             guess = np.sqrt(levels[i]) * s**2 * x / (levels[i] * s**2 + 1 - levels[i])
             if second and i > 0:
@@ -1773,15 +1776,15 @@ class _Student:
         first, last = (self.theta if theta is None else theta).reshape(2, 2, 2)
         return torch.sin(x @ first + bar) @ last
 
-    def skip(self, bar: float, floor: float | None = None) -> float:
+    def skip(self, bar: Level, floor: float | None = None) -> Level:
         away = bar - (self.floor if floor is None else floor)
         return self.data_scale**2 / (away**2 + self.data_scale**2)
 
-    def out(self, bar: float, floor: float | None = None) -> float:
+    def out(self, bar: Level, floor: float | None = None) -> Level:
         away = bar - (self.floor if floor is None else floor)
         return self.data_scale * away / (self.data_scale**2 + bar**2) ** 0.5
 
-    def __call__(self, x: torch.Tensor, bar: torch.Tensor | float, theta: torch.Tensor | None = None) -> torch.Tensor:
+    def __call__(self, x: torch.Tensor, bar: Level, theta: torch.Tensor | None = None) -> torch.Tensor:
         return self.skip(bar) * x + self.out(bar) * self.network(x, bar, theta)
 
     def at(self, x: Array, bar: float) -> Array:

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from itertools import pairwise
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -17,6 +18,7 @@ from companion.derivations.toys import gauss_hermite, plane
 from companion.models.generative_problem import ProbabilisticPCA
 
 Array = np.ndarray
+Real = TypeVar("Real", float, Array)
 
 FORMULA = Tolerance(tolerance=1e-11, reason="a few float64 operations on numbers up to a hundred")
 ROUNDING = Tolerance(tolerance=1e-10, reason="float64 sums over up to 100,000 nodes, values up to about ten")
@@ -183,7 +185,7 @@ def _line(reach: float, points: int) -> tuple[Array, Array]:
     return nodes, np.full(points, nodes[1] - nodes[0])
 
 
-def _random_q(rng: np.random.Generator, z: Array, layers: int) -> dict[str, Array | tuple[Array, ...]]:
+def _random_q(rng: np.random.Generator, z: Array, layers: int) -> dict[str, Any]:
     """Gaussian links of both kinds of q, each mean a line in the layer that is given."""
 
     def link(given: Array, of: Array) -> Array:
@@ -844,7 +846,7 @@ def hvae_top_marginal(rng: np.random.Generator) -> Lines:
     z_1, weight_1 = _line(6.5, 140)
     z_2, weight_2 = _line(36.0, 540)
 
-    def f(z: Array) -> Array:
+    def f(z: Real) -> Real:
         return a * z + c * z**2
 
     def powers(z: Array) -> Array:
@@ -901,7 +903,8 @@ class _Ladder:
         log_x = Normal(z_1 @ torch.tensor(self.w).T, self.r).log_prob(torch.tensor(self.x))
         log_1, log_2 = Normal(self.a * z_2, self.s).log_prob(z_1), Normal(0.0, 1.0).log_prob(z_2)
         inside = log_x, q_1.log_prob(z_1) - log_1, q_2.log_prob(z_2) - log_2
-        return tuple(weights @ values.sum(-1) for values in inside)
+        of_x, kl_1, kl_2 = (weights @ values.sum(-1) for values in inside)
+        return of_x, kl_1, kl_2
 
     def closed(self, phi: Array) -> tuple[Array, Array, Array]:
         """The same by hand."""
@@ -918,10 +921,10 @@ class _Ladder:
         m_1, log_1, m_2, log_2 = self.phi
         v_1, v_2, s2, r2 = np.exp(2 * log_1), np.exp(2 * log_2), self.s**2, self.r**2
         off, zero = m_1 - self.a * m_2, np.zeros((4, 2))
-        of_x = [(self.x - m_1 @ self.w.T) @ self.w / r2, -v_1 * np.square(self.w).sum(0) / r2, zero, zero]
-        of_1 = [off / s2, v_1 / s2 - 1, -self.a * off / s2, self.a**2 * v_2 / s2]
-        of_2 = [zero, zero, m_2, v_2 - 1]
-        return tuple(np.stack(g) / 4 for g in (of_x, of_1, of_2))
+        by_x = [(self.x - m_1 @ self.w.T) @ self.w / r2, -v_1 * np.square(self.w).sum(0) / r2, zero, zero]
+        by_1 = [off / s2, v_1 / s2 - 1, -self.a * off / s2, self.a**2 * v_2 / s2]
+        by_2 = [zero, zero, m_2, v_2 - 1]
+        return np.stack(by_x) / 4, np.stack(by_1) / 4, np.stack(by_2) / 4
 
 
 @verifies(
@@ -945,13 +948,13 @@ def free_bits(rng: np.random.Generator) -> Lines:
     # One λ between the two layers' KLs, and one below both.
     frees = [sum(kls) / 2, min(kls) / 2]
 
-    def by_autograd(charge: Callable[[torch.Tensor, list[torch.Tensor]], torch.Tensor]) -> Array:
-        """Value and gradient at both λ, where `charge` turns λ and every x's KLs into what is subtracted."""
+    def by_autograd(charge: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]) -> Array:
+        """Value and gradient at both λ, where `charge` turns λ and the KLs, (layer, x), into what is subtracted."""
         results = []
         for free in frees:
             phi = torch.tensor(toy.phi, requires_grad=True)
             log_x, *kls = toy.terms(phi)
-            value = log_x.mean() - charge(torch.tensor(free), kls)
+            value = log_x.mean() - charge(torch.tensor(free), torch.stack(kls))
             results += [value.item(), *torch.autograd.grad(value, phi)[0].ravel()]
         return np.array(results)
 
@@ -975,12 +978,12 @@ def free_bits(rng: np.random.Generator) -> Lines:
         return np.array(results)
 
     first, second = "L_λ and its gradient, by autograd", "= by the formula"
-    max_of_each = by_autograd(lambda free, kls: sum(torch.maximum(free, kl).mean() for kl in kls))
-    min_of_means = by_autograd(lambda free, kls: sum(torch.minimum(free, kl.mean()) for kl in kls))
-    one_for_all = by_autograd(lambda free, kls: torch.maximum(free, sum(kl.mean() for kl in kls)))
+    max_of_each = by_autograd(lambda free, kls: torch.maximum(free, kls).mean(1).sum())
+    min_of_means = by_autograd(lambda free, kls: torch.minimum(free, kls.mean(1)).sum())
+    one_for_all = by_autograd(lambda free, kls: torch.maximum(free, kls.mean(1).sum()))
     return Lines(
         {
-            first: by_autograd(lambda free, kls: sum(torch.maximum(free, kl.mean()) for kl in kls)),
+            first: by_autograd(lambda free, kls: torch.maximum(free, kls.mean(1)).sum()),
             second: by_hand(lambda kl, free: kl > free),
             "= by central differences": by_differences(),
         },
@@ -1097,8 +1100,7 @@ def hvae_collapse_escape(rng: np.random.Generator) -> Lines:
         """-L in C, d and log v."""
         p = torch.tensor(parameters, requires_grad=True)
         value = -toy.bound(torch.cat([torch.tensor(finite.ravel()), p[:6], p[6:].exp()]))
-        value.backward()
-        return value.item(), p.grad.numpy()
+        return value.item(), torch.autograd.grad(value, p)[0].numpy()
 
     found = -optimize.minimize(negative, np.zeros(7), jac=True, method="BFGS", options={"gtol": 1e-8}).fun
     v = 1 / (1 + (finite.T @ finite)[0, 0] / toy.s**2)
@@ -1180,8 +1182,7 @@ def gaussian_fit_two_peaks(rng: np.random.Generator) -> Lines:
         def objective(parameters: Array) -> tuple[float, Array]:
             p = torch.tensor(parameters, requires_grad=True)
             value = kl(*unpack(p), m, *rule)
-            value.backward()
-            return value.item(), p.grad.numpy()
+            return value.item(), torch.autograd.grad(value, p)[0].numpy()
 
         found = []
         for start in (np.array([*m, *np.log([s, s]), 0]), np.array([0.1, 0, *np.log([2 * s, 2 * s]), 0])):
@@ -1490,8 +1491,7 @@ def latent_dimension(rng: np.random.Generator) -> Lines:
             value = 0.5 * (
                 torch.logdet(model) + torch.linalg.solve(model, covariance).trace() + dim * np.log(2 * np.pi)
             )
-            value.backward()
-            return value.item(), p.grad.numpy()
+            return value.item(), torch.autograd.grad(value, p)[0].numpy()
 
         start = np.append(rng.normal(size=dim * latent), 0.0)
         return -optimize.minimize(negative, start, jac=True, method="BFGS", options={"gtol": 1e-7, "maxiter": 2000}).fun
