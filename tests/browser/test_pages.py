@@ -1,4 +1,4 @@
-"""Every page of the built book as a reader's browser shows it: wide and narrow, in light and in dark.
+"""Every page of the built book as a reader's browser shows it: on a desk and on a phone, both in light and in dark.
 
 The browser sees this machine alone. MathJax, which the pages take from a CDN, comes from a copy beside the project
 (`make mathjax`), and any other address outside of the book is an error. `make test` looks at a copy of the book that
@@ -22,7 +22,8 @@ FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
 MATHJAX = ROOT / ".cache/node_modules/mathjax"
 MATHJAX_ADDRESS = "https://cdn.jsdelivr.net/npm/mathjax@3/"
 LEDGER = "book/appendix/ledger.html"
-DESKTOP, PHONE = (1280, 900), (390, 844)
+WINDOWS = {"desktop": (1280, 900), "phone": (390, 844)}
+VIEWS = [(window, theme) for window in WINDOWS for theme in ("light", "dark")]
 # What a page may weigh: its HTML and the pictures that are the book's own.
 MEGABYTES = 3.0
 # Contrast of small text with what lies behind it, as the Web Content Accessibility Guidelines 2.1 ask for (AA).
@@ -109,13 +110,13 @@ OURS = [".bd-article p", "mjx-container", ".verified a", "table.check td", ".che
 
 @dataclass
 class Visit:
-    """What was seen on one page. `overflow` and `contrast` have an entry for each window or theme."""
+    """What was seen on one page. `overflow` and `contrast` have an entry for each window and theme."""
 
     facts: dict
     messages: list[str] = field(default_factory=list)
     addresses: list[str] = field(default_factory=list)
-    overflow: dict[str, list[str]] = field(default_factory=dict)
-    contrast: dict[str, dict[str, float]] = field(default_factory=dict)
+    overflow: dict[tuple[str, str], list[str]] = field(default_factory=dict)
+    contrast: dict[tuple[str, str], dict[str, float]] = field(default_factory=dict)
 
 
 @pytest.fixture(scope="module")
@@ -142,8 +143,8 @@ def visits(book) -> dict[str, Visit]:
 
 
 def look(browser, address: str, page: str) -> Visit:
-    """Open a page as on a desk in the light, then as on a phone in the dark."""
-    width, height = DESKTOP
+    """Open a page as on a desk in the light, use it, then look at it in every window and theme."""
+    width, height = WINDOWS["desktop"]
     context = browser.new_context(viewport={"width": width, "height": height}, color_scheme="light")
     visit = Visit({})
 
@@ -173,13 +174,15 @@ def look(browser, address: str, page: str) -> Visit:
     # Addresses of the book's own pages start with `/` from here on, whatever the port was.
     for name in ("links", "badges"):
         visit.facts[name] = [url.replace(address, "/", 1) for url in visit.facts[name]]
-    visit.overflow["desktop"], visit.contrast["light"] = tab.evaluate(OVERFLOW), tab.evaluate(CONTRASTS, OURS)
-    tab.set_viewport_size({"width": PHONE[0], "height": PHONE[1]})
-    tab.emulate_media(color_scheme="dark")
-    tab.wait_for_function("document.documentElement.dataset.theme === 'dark'")
-    # Colours change over a moment.
-    tab.wait_for_timeout(400)
-    visit.overflow["phone"], visit.contrast["dark"] = tab.evaluate(OVERFLOW), tab.evaluate(CONTRASTS, OURS)
+    for window, theme in VIEWS:
+        width, height = WINDOWS[window]
+        tab.set_viewport_size({"width": width, "height": height})
+        tab.emulate_media(color_scheme=theme)
+        tab.wait_for_function(f"document.documentElement.dataset.theme === '{theme}'")
+        # Colours change over a moment.
+        tab.wait_for_timeout(400)
+        visit.overflow[window, theme] = tab.evaluate(OVERFLOW)
+        visit.contrast[window, theme] = tab.evaluate(CONTRASTS, OURS)
     context.close()
     return visit
 
@@ -234,17 +237,17 @@ def test_no_latex_or_markup_is_left_in_the_text(visits):
     assert not {page: texts for page, texts in found.items() if texts}
 
 
-@pytest.mark.parametrize("window", ["desktop", "phone"])
-def test_pages_are_not_wider_than_the_window(visits, window):
-    assert not {page: visit.overflow[window] for page, visit in visits.items() if visit.overflow[window]}
+@pytest.mark.parametrize("view", VIEWS, ids="-".join)
+def test_pages_are_not_wider_than_the_window(visits, view):
+    assert not {page: visit.overflow[view] for page, visit in visits.items() if visit.overflow[view]}
 
 
-@pytest.mark.parametrize("theme", ["light", "dark"])
-def test_texts_stand_out_from_what_is_behind_them(visits, theme):
+@pytest.mark.parametrize("view", VIEWS, ids="-".join)
+def test_texts_stand_out_from_what_is_behind_them(visits, view):
     low = {
         (page, selector): round(value, 2)
         for page, visit in visits.items()
-        for selector, value in visit.contrast[theme].items()
+        for selector, value in visit.contrast[view].items()
         if value < CONTRAST
     }
     assert not low
