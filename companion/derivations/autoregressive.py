@@ -5,7 +5,7 @@ import itertools
 import math
 from collections.abc import Callable, Iterable, Sequence
 from functools import reduce
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 import numpy as np
 import torch
@@ -21,11 +21,13 @@ from companion.models.autoregressive import FVSBN, MADE, NADE, PixelCNN
 from companion.models.autoregressive.outputs import LogisticOutput, inverse_cdf
 from companion.models.autoregressive.pixelcnn import gate
 from companion.models.autoregressive.pixelrnn import scan, skew, unskew
+from companion.models.questions import Density
 from companion.nets.causal_conv import DilatedCausalConv1d
 from companion.nets.masked_conv import MaskedConv2d
 
 Array = np.ndarray
 Model = TypeVar("Model", bound=nn.Module)
+Kind = Literal["plain", "gated"]
 
 SMALL_SUMS = Tolerance(tolerance=1e-11, reason="sums of a few float64 numbers of order one")
 NETWORK = Tolerance(tolerance=1e-10, reason="small networks in float64, values up to about a hundred")
@@ -77,7 +79,7 @@ def _parameters(model: nn.Module) -> dict[str, Array]:
     return {name: value.detach().numpy() for name, value in model.named_parameters()}
 
 
-def _probabilities(model: nn.Module, pixels: int) -> Array:
+def _probabilities(model: Density, pixels: int) -> Array:
     """p(x) of all states, by the model's own log_prob, one axis for each pixel."""
     return model.log_prob(torch.tensor(_states(pixels))).exp().detach().numpy().reshape([2] * pixels)
 
@@ -442,11 +444,12 @@ def fvsbn(rng: np.random.Generator) -> Lines:
 )
 def fvsbn_parameters(pixels: int) -> Lines:
     model = _randomise(FVSBN((pixels,)), np.random.default_rng(pixels), scale=0.5)
-    model.log_prob(torch.ones(1, pixels).double()).sum().backward()
+    log_p = model.log_prob(torch.ones(1, pixels).double()).sum()
+    slopes = torch.autograd.grad(log_p, list(model.parameters()))
     line = "= Σ_d (1 + (d-1))"
     return Lines(
         {
-            "parameters that move log p(x), by autograd": sum((v.grad != 0).sum() for v in model.parameters()),
+            "parameters that move log p(x), by autograd": sum(int((slope != 0).sum()) for slope in slopes),
             line: sum(1 + (d - 1) for d in range(1, pixels + 1)),
             "= d_x(d_x+1)/2": pixels * (pixels + 1) / 2,
         },
@@ -470,7 +473,7 @@ def _nade_logit(model: NADE, x: Array, d: int, given: Sequence[int]) -> Array:
 
 def _nade_in_order(model: NADE, x: Array, order: Sequence[int]) -> Array:
     """log p(x) with the pixels in this order."""
-    return sum(_log_bernoulli(x[:, d], _nade_logit(model, x, d, order[:i])) for i, d in enumerate(order))
+    return np.sum([_log_bernoulli(x[:, d], _nade_logit(model, x, d, order[:i])) for i, d in enumerate(order)], axis=0)
 
 
 @verifies(
@@ -659,7 +662,7 @@ def eonade(rng: np.random.Generator) -> Lines:
     orders = np.stack([rng.permutation(5) for _ in range(3)])
     model, x = _randomise(NADE((5,), hidden=4, orders=torch.tensor(orders)), rng), _states(5)
     logs = np.stack([_nade_in_order(model, x, order) for order in orders])
-    backwards = np.stack([_nade_in_order(model, x, np.argsort(order)) for order in orders])
+    backwards = np.stack([_nade_in_order(model, x, np.argsort(order).tolist()) for order in orders])
     first = "p(x) of 32 states, by EoNADE"
     return Lines(
         {
@@ -703,20 +706,20 @@ def orderless_loss(rng: np.random.Generator) -> Lines:
         hidden: bool = True,
     ) -> Array:
         """E_o E_d as a sum over the sets of d - 1 pixels that may be given: d is uniform, and so is the set."""
-        total = 0.0
+        total = np.zeros(len(x))
         for s in sets:
             d = len(s) + 1
             rest = [i for i in range(pixels) if not hidden or i not in s]
             total = total + weight(d) * factor(d) * sum(nll(i, s) for i in rest)
         return total
 
-    values, tensor = 0.0, torch.tensor(x)
+    values, tensor = np.zeros(len(x)), torch.tensor(x)
     for s in sets:
         given = torch.zeros(2, pixels, dtype=torch.bool)
         given[:, list(s)] = True
         values = values + model._orderless(tensor, given, None).detach().numpy() / (pixels * math.comb(pixels, len(s)))
     by_model = [model.log_prob(tensor, orders=torch.tensor([order])).detach().numpy() for order in orders]
-    in_steps = [sum(nll(d, order[:i]) for i, d in enumerate(order)) for order in orders]
+    in_steps = [np.sum([nll(d, order[:i]) for i, d in enumerate(order)], axis=0) for order in orders]
     last = "= E_d E_o[d_x/(d_x-d+1) Σ_{i≥d} …]"
     return Lines(
         {
@@ -912,7 +915,9 @@ def cached_cost(instance: tuple[int, int]) -> Lines:
 # Images
 
 
-def _small_pixelcnn(kind: str, shape: tuple[int, int, int], seed: int, blocks: int = 2, scale: float = 0.7) -> PixelCNN:
+def _small_pixelcnn(
+    kind: Kind, shape: tuple[int, int, int], seed: int, blocks: int = 2, scale: float = 0.7
+) -> PixelCNN:
     model = PixelCNN(shape, kind=kind, hidden=2 * shape[0], blocks=blocks)
     return _randomise(model, np.random.default_rng(seed), scale)
 
@@ -927,9 +932,10 @@ def _small_pixelcnn(kind: str, shape: tuple[int, int, int], seed: int, blocks: i
 def pixelcnn_mask(rng: np.random.Generator) -> Lines:
     seed, x = int(rng.integers(1000)), torch.tensor(rng.integers(2, size=(1, 1, 4, 4)).astype(float))
 
-    def jacobian(kind: str, change: Callable[[PixelCNN], None] = lambda model: None) -> Array:
+    def jacobian(kind: Kind, mask: str = "", change: Callable[[torch.Tensor], object] | None = None) -> Array:
         model = _small_pixelcnn(kind, (1, 4, 4), seed)
-        change(model)
+        if change is not None:
+            change(model.stack.get_buffer(mask))
         # The image once for each pixel: one backward pass gives all rows.
         copies = x.repeat(16, 1, 1, 1).requires_grad_()
         own = model.stack(copies, None).flatten(1).diagonal().sum()
@@ -945,23 +951,23 @@ def pixelcnn_mask(rng: np.random.Generator) -> Lines:
 
     plain, gated = jacobian("plain"), jacobian("gated")
 
-    def changed(change: Callable[[PixelCNN], None]) -> dict[str, Array]:
-        return lines(jacobian("plain", change), gated)
+    def changed(mask: str, change: Callable[[torch.Tensor], object]) -> dict[str, Array]:
+        return lines(jacobian("plain", mask, change), gated)
 
-    def sees_itself(conv: MaskedConv2d) -> None:
-        rows, columns = conv.kernel_size
-        conv.mask[:, :, rows // 2, columns // 2] = 1
+    def sees_itself(mask: torch.Tensor) -> None:
+        rows, columns = mask.shape[2:]
+        mask[:, :, rows // 2, columns // 2] = 1
 
     return Lines(
         lines(plain, gated),
         [
-            Mutant("mask B in the first layer", changed(lambda m: sees_itself(m.stack.first))),
-            Mutant("the row whole in the first layer", changed(lambda m: m.stack.first.mask[:, :, 3].fill_(1))),
-            Mutant("the mask upside down", changed(lambda m: m.stack.first.mask.copy_(m.stack.first.mask.flip(2, 3)))),
-            Mutant("no mask in one block", changed(lambda m: m.stack.blocks[0].spread.mask.fill_(1))),
+            Mutant("mask B in the first layer", changed("first.mask", sees_itself)),
+            Mutant("the row whole in the first layer", changed("first.mask", lambda mask: mask[:, :, 3].fill_(1))),
+            Mutant("the mask upside down", changed("first.mask", lambda mask: mask.copy_(mask.flip(2, 3)))),
+            Mutant("no mask in one block", changed("blocks.0.spread.mask", lambda mask: mask.fill_(1))),
             Mutant(
                 "mask B in the first gated layer",
-                lines(plain, jacobian("gated", lambda m: sees_itself(m.stack.layers[0].horizontal))),
+                lines(plain, jacobian("gated", "layers.0.horizontal.mask", sees_itself)),
             ),
         ],
     )
@@ -1006,7 +1012,7 @@ def pixelcnn_colours(rng: np.random.Generator) -> Lines:
                 centre.copy_(0 * own if conv is m.stack.first else own)
 
     def own(m: PixelCNN) -> None:
-        m.stack.first.mask[:, :, 3, 3] = 1
+        m.stack.get_buffer("first.mask")[:, :, 3, 3] = 1
 
     package = model()
     first, last = "p(x_i|x_{<i}) of both pixels, by sums of p(x)", "= the product over R, G and B"
@@ -1042,7 +1048,7 @@ def blind_spot(instance: tuple[int, int, int]) -> Lines:
         for parameter in (*convs.parameters(), *gated.parameters()):
             parameter.abs_()
 
-    def unseen(network: nn.Module) -> int:
+    def unseen(network: Callable[[torch.Tensor], torch.Tensor]) -> int:
         [gradient] = torch.autograd.grad(network(image)[0, 0, n, 2], image)
         return int((gradient.flatten()[: n * (m + 3) + 2] == 0).sum())
 
@@ -1230,7 +1236,8 @@ def diagonal_skew(rng: np.random.Generator) -> Lines:
         skewed[at], inside[at] = x, 1.0
         return columns_of(skewed, inside, **slip)[at]
 
-    by_model = columns_of(*(skew(torch.tensor(image)).numpy() for image in (x, np.ones_like(x))))
+    skewed, inside = (skew(torch.tensor(image)).numpy() for image in (x, np.ones_like(x)))
+    by_model = columns_of(skewed, inside)
     return Lines(
         {
             "y_ij, pixel by pixel": y[1:, 1:],
@@ -1462,7 +1469,7 @@ def logistic_interval(rng: np.random.Generator) -> Lines:
 
 def _attention(q: Array, k: Array, v: Array) -> Array:
     """torch's own, causal."""
-    return F.scaled_dot_product_attention(*map(torch.tensor, (q, k, v)), is_causal=True).numpy()
+    return F.scaled_dot_product_attention(torch.tensor(q), torch.tensor(k), torch.tensor(v), is_causal=True).numpy()
 
 
 @verifies(
@@ -1521,7 +1528,8 @@ def kv_cache(rng: np.random.Generator) -> Lines:
         whole = _attention(*(whole @ w for w in layer))
 
     def row_by_row(drop_last: int = 0, stale_values: bool = False, root: float = np.sqrt(size)) -> Array:
-        caches, rows = [([], []) for _ in projections], []
+        caches: list[tuple[list[Array], list[Array]]] = [([], []) for _ in projections]
+        rows = []
         for row in x:
             for (keys, values), (to_q, to_k, to_v) in zip(caches, projections, strict=True):
                 keys.append(row @ to_k)

@@ -6,7 +6,8 @@ Throughout, s is a score, E an energy, and p_σ the density of the data with noi
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import TypeVar
+from functools import partial
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -104,7 +105,7 @@ def boltzmann_temperature(rng: np.random.Generator) -> Lines:
     energy, at_nodes = bumps.energy(x), bumps.energy(nodes)
 
     def z(kt: float) -> float:
-        return weight @ np.exp(-at_nodes / kt)
+        return float(weight @ np.exp(-at_nodes / kt))
 
     p, p_nodes = bumps.density(x), bumps.density(nodes)
 
@@ -786,7 +787,7 @@ def cd_kl_difference(rng: np.random.Generator) -> Lines:
     left = [learning.kl_to_model(learning.after(learning.theta, k)) for k in (3, 2, 1)]
     names = ["≥ CD_3", "≥ CD_2", "≥ CD_1"]
 
-    def values(cd: Callable[[torch.Tensor], torch.Tensor]) -> dict[str, Array]:
+    def values(cd: Callable[[torch.Tensor], torch.Tensor]) -> dict[str, torch.Tensor]:
         return {name: cd(kl) for name, kl in zip(names, left, strict=True)}
 
     elsewhere = full - learning.kl_to_model(learning.after(other.theta, 1))
@@ -820,13 +821,13 @@ def cd_ignored_term(rng: np.random.Generator) -> Lines:
     def formula(factor: float = 1.0, against: torch.Tensor = log_p) -> torch.Tensor:
         lines = []
         for k in (1, 2, 3):
-            p, of_p = learning.after(theta, k), learning.by_autograd(lambda t, k=k: learning.after(t, k))
+            p, of_p = learning.after(theta, k), learning.by_autograd(partial(learning.after, steps=k))
             lines.append((p - data) @ slope + factor * (p.log() - against) @ of_p)
         return torch.stack(lines)
 
     return Lines(
         {
-            "-∇ CD_k, k = 1, 2, 3, by autograd": [-learning.by_autograd(lambda t, k=k: cd(t, k)) for k in (1, 2, 3)],
+            "-∇ CD_k, k = 1, 2, 3, by autograd": [-learning.by_autograd(partial(cd, k=k)) for k in (1, 2, 3)],
             "= E_{p_k}[∇F] - E_{p_0}[∇F] + Σ_v log(p_k/p) ∇p_k": formula(),
         },
         [
@@ -918,11 +919,12 @@ def langevin_sampling(rng: np.random.Generator) -> Lines:
         return value(m, v)
 
     drawn = torch.zeros(n + 1, 3, dtype=torch.float64)
+    still = run(drawn).detach()
     noise = torch.autograd.functional.jacobian(run, drawn).numpy().reshape(3, -1)
     powers = [np.linalg.matrix_power(target.contraction(eps / 2), k) for k in range(n + 1)]
     return Lines(
         {
-            "mean and covariance of x_3, by autograd through the steps": value(run(drawn).detach(), noise @ noise.T),
+            "mean and covariance of x_3, by autograd through the steps": value(still.numpy(), noise @ noise.T),
             "= step by step, expectations by quadrature": quadrature(),
             "= μ + Aⁿ(m-μ) and AⁿVAⁿ + ε Σ_k A^{2k}, A = I - εΛ/2": value(
                 target.mean + powers[n] @ (mean - target.mean),
@@ -1247,7 +1249,7 @@ def leapfrog_step(rng: np.random.Generator) -> Lines:
     flip = np.array([[1.0], [-1.0]])
 
     def run(start: Array, eta: float = eta, sign: float = 1.0, slip: str = "") -> Array:
-        return np.stack(_leapfrog(lambda x: sign * network.slope(x), *start, eta, steps, slip))
+        return np.stack(_leapfrog(lambda x: sign * network.slope(x), start[0], start[1], eta, steps, slip))
 
     def verlet(first: float = 0.5, second: float = 0.5) -> Array:
         x, r = start
@@ -1258,7 +1260,8 @@ def leapfrog_step(rng: np.random.Generator) -> Lines:
 
     # The end from which a run with -r leads to the start with -r.
     back = optimize.root(lambda v: (run(v.reshape(2, 2) * flip) - start * flip).ravel(), start.ravel(), tol=1e-14).x
-    package = leapfrog(lambda x: torch.tensor(network.slope(x.numpy())), *torch.tensor(start), eta, steps)
+    x, r = torch.tensor(start)
+    package = leapfrog(lambda x: torch.tensor(network.slope(x.numpy())), x, r, eta, steps)
     line, last = "= x + ηr - η²∇E(x)/2 and r - η(∇E(x) + ∇E(x'))/2, each step", "= by three half steps"
     return Lines(
         {
@@ -1300,7 +1303,7 @@ def leapfrog_volume(rng: np.random.Generator) -> Lines:
 
     def det(steps: int = 1, slip: str = "", friction: float = 1.0) -> float:
         def run(start: torch.Tensor) -> torch.Tensor:
-            x, r = _leapfrog(slope, *start, eta, steps, slip)
+            x, r = _leapfrog(slope, start[0], start[1], eta, steps, slip)
             return torch.stack([x, friction * r])
 
         return torch.autograd.functional.jacobian(run, start).reshape(4, 4).det().item()
@@ -1311,7 +1314,7 @@ def leapfrog_volume(rng: np.random.Generator) -> Lines:
     def block(above: Array, below: Array) -> float:
         return np.linalg.det(np.block([[one, above], [below, one]]))
 
-    first, second = curvature(start[0]), curvature(_leapfrog(slope, *start, eta)[0].detach())
+    first, second = curvature(start[0]), curvature(_leapfrog(slope, start[0], start[1], eta)[0].detach())
     line, steps = "= the product of three determinants, ∇²E by autograd", "= of three steps"
     return Lines(
         {
@@ -1589,7 +1592,7 @@ class _Annealing:
         k = len(self.log_steps)
         x = np.array(list(itertools.product(range(self.log_f.shape[1]), repeat=k)))
         p = (softmax(self.log_f[-1]) if start is None else start)[x[:, -1]]
-        log_w = 0.0
+        log_w = np.zeros(len(x))
         for i in range(k, 0, -1):
             log_w = log_w + self.log_f[i - 1][x[:, i - 1]] - self.log_f[i][x[:, i - 1]]
             if i > 1:
@@ -1658,7 +1661,7 @@ def ais_bounds(rng: np.random.Generator) -> Lines:
     def kl(p: Array, q: Array) -> float:
         return p @ (np.log(p) - np.log(q))
 
-    def upper(**slip: Array | bool) -> float:
+    def upper(**slip: Any) -> float:
         log_w, p = annealing.paths_back(**slip)
         return -p @ log_w
 
@@ -1689,8 +1692,7 @@ def _ascend(value: Callable[[torch.Tensor], torch.Tensor], start: Array) -> floa
     def negative(logits: Array) -> tuple[float, Array]:
         leaf = torch.tensor(logits, requires_grad=True)
         v = -value(leaf)
-        v.backward()
-        return v.item(), leaf.grad.numpy()
+        return v.item(), torch.autograd.grad(v, leaf)[0].numpy()
 
     return -optimize.minimize(negative, start, jac=True, method="BFGS", options={"gtol": 1e-9}).fun
 
@@ -1877,7 +1879,7 @@ P(C{=}\text{data}|x)=\frac{p_\theta(x)}{p_\theta(x)+\nu\,p_n(x)}=\sigma(\ell)\\
 )
 def nce_classifier(rng: np.random.Generator) -> Lines:
     data, model, noise = rng.dirichlet(np.full(6, 2.0), size=3)
-    nu = rng.integers(2, 6)
+    nu = int(rng.integers(2, 6))
     # One in 1 + ν examples is from the data.
     joint = np.stack([data, nu * noise]) / (1 + nu)
     posterior = np.stack([model, nu * noise]) / (model + nu * noise)
@@ -1928,7 +1930,7 @@ def nce_optimum(rng: np.random.Generator) -> Lines:
     return Lines(
         {
             "E_data[softplus(-ℓ)] + E_n[softplus(ℓ)], four ℓ": values(others),
-            line: values([best]),
+            line: values(best[None]),
             "= log 4 - 2 JSD(p_data‖p_n), by SciPy": np.log(4) - 2 * jsd,
         },
         [
@@ -1936,7 +1938,7 @@ def nce_optimum(rng: np.random.Generator) -> Lines:
             Mutant("log 2", np.log(2) - 2 * jsd),
             Mutant("JSD once", np.log(4) - jsd),
             Mutant("its root, the distance", np.log(4) - 2 * np.sqrt(jsd)),
-            Mutant("at ℓ = log p_n/p_data", {line: values([-best])}),
+            Mutant("at ℓ = log p_n/p_data", {line: values(-best[None])}),
         ],
     )
 
@@ -1954,7 +1956,7 @@ def nce_optimum(rng: np.random.Generator) -> Lines:
 )
 def nce_gradient(rng: np.random.Generator) -> Lines:
     # p_θ = e^{-E-c} need not be normalised.
-    contrast, data, c, nu = _Contrast.random(rng), rng.dirichlet(np.full(6, 2.0)), rng.normal(), rng.integers(2, 6)
+    contrast, data, c, nu = _Contrast.random(rng), rng.dirichlet(np.full(6, 2.0)), rng.normal(), int(rng.integers(2, 6))
     features, noise = contrast.features, contrast.noise
     model = np.exp(-contrast.energy - c)
     ratio = np.log(model / (nu * noise))
@@ -2725,17 +2727,21 @@ def laplacian_trace(rng: np.random.Generator) -> Lines:
     hessian = _hessian_rows(model.energy, x)
     # Along a line the second derivative is that of one number.
     rows, zero = torch.tensor(x), np.zeros((3, 1))
-    along = [_hessian_rows(lambda t, e=e: model.energy(rows + t * e), zero) for e in torch.eye(4)]
+
+    def energy(t: torch.Tensor, e: torch.Tensor) -> torch.Tensor:
+        return model.energy(rows + t * e)
+
+    along = np.sum([_hessian_rows(partial(energy, e=e), zero) for e in torch.eye(4)], axis=0).ravel()
     line, last = "= -tr ∇²E, by autograd", "= -Σ_i ∂²E/∂x_i², along one axis after the other"
     return Lines(
         {
             "∇·s at three points, by differences": sum(differences),
             "= by the models": -laplacians.with_laplacian(_AsModule(model), rows)[2].detach(),
             line: -_trace_rows(hessian),
-            last: -sum(along).ravel(),
+            last: -along,
         },
         [
-            Mutant("+ΔE", sum(along).ravel()),
+            Mutant("+ΔE", along),
             Mutant("all second derivatives, mixed ones too", {line: -hessian.sum((1, 2))}),
             Mutant("the determinant", {line: -np.linalg.det(hessian)}),
             Mutant("∂E/∂x_i squared", -_squared_norm(model.score(x))),
@@ -2824,7 +2830,8 @@ def forward_laplacian(rng: np.random.Generator) -> Lines:
 
 
 def _linear(w: Array, b: Array) -> torch.nn.Linear:
-    layer = torch.nn.Linear(*w.shape[::-1], dtype=torch.float64)
+    outputs, inputs = w.shape
+    layer = torch.nn.Linear(inputs, outputs, dtype=torch.float64)
     with torch.no_grad():
         layer.weight.copy_(torch.tensor(w))
         layer.bias.copy_(torch.tensor(b))
@@ -3340,7 +3347,8 @@ class _TwoModes:
     @property
     def pair(self) -> tuple[_ScoreMixture, _ScoreMixture]:
         means, covariances = np.stack([self.m, -self.m]), np.tile(self.s**2 * np.eye(2), (2, 1, 1))
-        return tuple(_ScoreMixture(np.array([w, 1 - w]), means, covariances) for w in (self.w, self.v))
+        p, q = (_ScoreMixture(np.array([w, 1 - w]), means, covariances) for w in (self.w, self.v))
+        return p, q
 
     @property
     def distance(self) -> float:
@@ -3400,7 +3408,7 @@ def mode_weights_invisible(rng: np.random.Generator) -> Lines:
         mean = (t[1] - t[0]) * p @ (w * near / p - of_q * v * near / q) ** 2
         return factor * toy.distance**2 / toy.s**4 * mean
 
-    def bound(denominator: float = v, sign: float = -1.0, half: float = 0.5, **slip: float) -> Array:
+    def bound(denominator: float = v, sign: float = -1.0, half: float = 0.5, **slip: Any) -> Array:
         weights = (np.sqrt(w * (1 - v)) + sign * np.sqrt(v * (1 - w))) ** 2 / np.sqrt(denominator * (1 - denominator))
         return np.array([rate(toy, **slip) * half * np.pi * weights for toy in toys])
 
@@ -3587,7 +3595,7 @@ def ncsn_loss(rng: np.random.Generator) -> Lines:
     draws = toy.data.means[part] + np.einsum("nij,nj->ni", roots, rng.normal(size=(n, 2)))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(int(rng.integers(2**31)))
-        package = ScoreModel(network, (2,), sigmas).double().loss(torch.tensor(draws)).value.numpy()
+        package = ScoreModel(network, (2,), torch.tensor(sigmas)).double().loss(torch.tensor(draws)).value.numpy()
     first, line = "the models' loss, over draws of x, ε and the level", "= (1/L) Σ_i λ(σ_i) ½E‖s(x+σ_iε, σ_i) + ε/σ_i‖²"
     return Lines(
         {
@@ -3760,7 +3768,7 @@ def annealed_langevin_of_a_gaussian(rng: np.random.Generator) -> Lines:
     by_loop = np.append(loop(still), covariance[np.triu_indices(2)])
     generator = torch.Generator().manual_seed(int(rng.integers(2**31)))
     start = torch.tensor(sigmas[0] * rng.normal(size=(n, 2)))
-    chains = annealed_langevin(score, start, sigmas, step, steps, generator=generator).last.numpy()
+    chains = annealed_langevin(score, start, torch.tensor(sigmas), step, steps, generator=generator).last.numpy()
     draws = moments(chains, by_loop[:2])
     first = "mean and covariance of 20,000 chains, by the models' sampler"
     return Lines(

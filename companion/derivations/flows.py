@@ -30,13 +30,13 @@ from companion.models.flows.coupling import (
 )
 from companion.models.flows.dequantisation import Dequantised, Logit
 from companion.models.flows.invertible_conv import InvertibleConv
-from companion.models.flows.layers import Chain, Interleave, Scaling, Squeeze, Unflatten
+from companion.models.flows.layers import Chain, Interleave, Layer, Scaling, Squeeze, Unflatten
 from companion.models.flows.maf import MaskedAffine
 from companion.models.flows.normalisation import ActNorm, BatchNorm
 from companion.models.flows.split import Split
 
 Array = np.ndarray
-Layer = TypeVar("Layer", bound=nn.Module)
+Module = TypeVar("Module", bound=nn.Module)
 Map = Callable[[torch.Tensor], torch.Tensor]
 
 SMALL_SUMS = Tolerance(tolerance=1e-11, reason="sums of a few float64 numbers of order one")
@@ -60,17 +60,17 @@ def _call(function: Map, at: Array) -> Array:
         return function(torch.tensor(at)).numpy()
 
 
-def _inverse(layer: nn.Module) -> Map:
+def _inverse(layer: Layer) -> Map:
     """g of a layer of the models, for one example."""
     return lambda x: layer.inverse(x[None])[0][0]
 
 
-def _forward(layer: nn.Module) -> Map:
+def _forward(layer: Layer) -> Map:
     """f of the same."""
     return lambda z: layer(z[None])[0][0]
 
 
-def _randomise(layer: Layer, rng: np.random.Generator, scale: float = 0.4) -> Layer:
+def _randomise(layer: Module, rng: np.random.Generator, scale: float = 0.4) -> Module:
     """The layer in float64 and in evaluation mode, with weights for which everything matters."""
     layer.double().eval()
     with torch.no_grad():
@@ -169,7 +169,7 @@ class _Flow:
         """h_0 = z, h_1, …, h_K = x."""
         return list(itertools.accumulate(self.layers, lambda h, layer: _call(layer.f, h), initial=z))
 
-    def log_dets(self, states: Sequence[Array]) -> list[float]:
+    def log_dets(self, states: Sequence[Array]) -> list[Array]:
         """log|det J_{f_k}| at the states given."""
         return [layer.log_det(h) for layer, h in zip(self.layers, states, strict=True)]
 
@@ -231,7 +231,8 @@ def change_of_variables_1d(rng: np.random.Generator) -> Lines:
         total = []
         for s, v in zip(sign, x, strict=True):
             root = optimize.brentq(lambda z, s=s, v=v: np.sinh((s * z - c) / r) - v, -15, 15, xtol=1e-15)
-            z, weight = _legendre(*((-9, root) if s > 0 else (root, 9)), points=100)
+            low, high = (-9, root) if s > 0 else (root, 9)
+            z, weight = _legendre(low, high, points=100)
             total.append(weight @ norm.pdf(z))
         return np.array(total)
 
@@ -394,7 +395,7 @@ def inverse_jacobian(rng: np.random.Generator) -> Lines:
         _, normalised = flow.normalise(torch.tensor(x).reshape(1, 1, 2, 4))
         _, generated = flow.generate(torch.tensor(z)[None])
 
-    def value(matrix: Array, log_det: float) -> Array:
+    def value(matrix: Array, log_det: float | torch.Tensor) -> Array:
         """A matrix and a logarithm of its determinant."""
         return np.append(matrix, log_det)
 
@@ -543,7 +544,7 @@ def flow_logdet_sum(rng: np.random.Generator) -> Lines:
     states = flow.states(z)
 
     def total(states: Sequence[Array]) -> float:
-        return sum(flow.log_dets(states))
+        return float(np.sum(flow.log_dets(states)))
 
     each = [_log_det(layer.f, h) for layer, h in zip(flow.layers, states[:-1], strict=True)]
     _, package = Flow((3,), map(_Step, flow.layers)).generate(torch.tensor(z)[None])
@@ -704,13 +705,13 @@ def flow_sampling(rng: np.random.Generator) -> Lines:
     corners = itertools.product((-1.5, 1.5), repeat=2)
     boxes = [(centre + np.minimum(c, 0), centre + np.maximum(c, 0)) for c in corners]
 
-    def mass(log_density: Callable[[Array], Array]) -> list[float]:
+    def mass(log_density: Callable[[Array], Array]) -> Array:
         masses = []
         for low, high in boxes:
             axes = [_legendre(a, b, 40) for a, b in zip(low, high, strict=True)]
             grid = np.stack(np.meshgrid(axes[0][0], axes[1][0], indexing="ij"), -1)
             masses.append(axes[0][1] @ np.exp(log_density(grid)) @ axes[1][1])
-        return masses
+        return np.array(masses)
 
     def shares(x: Array) -> Array:
         return np.array([((x > low) & (x < high)).all(1).mean() for low, high in boxes])
@@ -718,7 +719,7 @@ def flow_sampling(rng: np.random.Generator) -> Lines:
     z = rng.normal(size=(n, 2))
     line, package, exact = "= share of the x = f(z) in A", "= the same by the models' flow", mass(flow.log_density)
     by_models = Flow((2,), map(_Step, flow.layers)).generate(torch.tensor(rng.normal(size=(n, 2))))[0].numpy()
-    error = np.sqrt(exact * (1 - np.array(exact)) / n)
+    error = np.sqrt(exact * (1 - exact) / n)
     gaussian = rng.multivariate_normal(by_models.mean(0), np.cov(by_models.T), size=n)
     return Lines(
         {"∫_A p_X(x) dx": exact, line: shares(_call(flow.f, z)), package: shares(by_models)},
@@ -737,12 +738,12 @@ def flow_sampling(rng: np.random.Generator) -> Lines:
 # Couplings
 
 
-@dataclass(frozen=True)
-class _Network:
+class _Network(nn.Module):
     """Two functions of the numbers given, a and b of a coupling or μ and log σ of a prior: a network for the layers."""
 
-    weights: Array
-    heads: Array
+    def __init__(self, weights: Array, heads: Array):
+        super().__init__()
+        self.weights, self.heads = weights, heads
 
     @classmethod
     def random(cls, rng: np.random.Generator, size: int = 2, out: int = 2) -> "_Network":
@@ -752,7 +753,7 @@ class _Network:
         """Both, for one example."""
         return self.heads @ np.tanh(self.weights @ given)
 
-    def __call__(self, given: torch.Tensor, label: None = None) -> torch.Tensor:
+    def forward(self, given: torch.Tensor, label: None = None) -> torch.Tensor:
         """Both, one behind the other, for a batch of vectors or images."""
         hidden = torch.tanh(given.flatten(1) @ torch.tensor(self.weights).T)
         out = hidden @ torch.tensor(self.heads).flatten(0, 1).T
@@ -1102,7 +1103,7 @@ def permutation_volume(size: int) -> Lines:
         """z, x and |det P|."""
         return np.concatenate([p @ x, back @ z, [volume(np.linalg.det(p))]])
 
-    by_models = [_call(package, x), _call(_forward(Interleave()), z), [np.exp(_log_det(package, x))]]
+    by_models = [_call(package, x), _call(_forward(Interleave()), z), np.exp([_log_det(package, x)])]
     repeated = np.eye(size)[[0, *order[1:-1], 0]]
     return Lines(
         {
@@ -1291,8 +1292,8 @@ def batchnorm_logdet(rng: np.random.Generator) -> Lines:
     by_torch = nn.BatchNorm2d(colours, eps=eps, affine=False).double().eval()
     layer = BatchNorm(colours, epsilon=eps).double().eval()
     for buffer, value in (
-        (by_torch.running_mean, mean),
-        (by_torch.running_var, variance),
+        (by_torch.get_buffer("running_mean"), mean),
+        (by_torch.get_buffer("running_var"), variance),
         (layer.mean, mean),
         (layer.variance, variance),
     ):
@@ -1712,7 +1713,7 @@ def bits_per_dim(rng: np.random.Generator) -> Lines:
     log_p = sum(rv_histogram((row, edges), density=False).logpdf(v) for row, v in zip(p, x, strict=True))
     nats = -np.log(p[range(dim), k]).sum()
 
-    class Histogram:
+    class Histogram(nn.Module):
         event_shape = (dim,)
 
         def log_prob(self, x: torch.Tensor) -> torch.Tensor:
