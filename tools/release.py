@@ -17,7 +17,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 # What the package carries beside its code: each pattern has to match as many files in the wheel as in the tree.
-DATA = ("companion/zoo/*.safetensors", "companion/data/*.npz", "companion/results/*.json")
+DATA = ("companion/zoo/*.safetensors", "companion/data/*.npz", "companion/results/**/*.*")
 # Runs in the new environment, in an empty folder: a sample and its likelihood, and one equation.
 TRIAL = """
 import sys
