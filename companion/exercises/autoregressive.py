@@ -162,17 +162,17 @@ def stream(answer: Callable[..., Sequence[float]]) -> None:
     """
 
     def right(signal: Iterator[float], w_0: float, w_1: float, delta: int) -> np.ndarray:
-        signal, kernel = list(signal), np.zeros(delta + 1)
+        x, kernel = np.array(list(signal)), np.zeros(delta + 1)
         kernel[0] += w_0
         kernel[delta] += w_1
-        return np.convolve(signal, kernel)[: len(signal)]
+        return np.convolve(x, kernel)[: len(x)]
 
     def anticausal(signal: Iterator[float], w_0: float, w_1: float, delta: int) -> np.ndarray:
         return right(reversed(list(signal)), w_0, w_1, delta)[::-1]
 
     def wrapped(signal: Iterator[float], w_0: float, w_1: float, delta: int) -> np.ndarray:
-        signal = np.array(list(signal))
-        return w_0 * signal + w_1 * np.roll(signal, delta)
+        x = np.array(list(signal))
+        return w_0 * x + w_1 * np.roll(x, delta)
 
     rng = np.random.default_rng(0)
     function(
