@@ -77,8 +77,6 @@ def check(
             too_large = str(error)
     elif states is None and dims > 2:
         too_large = f"quadrature is for one or two real dimensions, these events have {dims}"
-    elif states is None and event_shape not in ((1,), (2,)):
-        too_large = f"quadrature needs events of shape (1,) or (2,), these have {event_shape}"
     discrete = states is not None
     if x is None:
         x = _inputs(event_shape, support, states, dtype, device, seed)
@@ -102,8 +100,12 @@ def check(
             found = Outcome(name, False, math.inf, 0.0, f"{type(error).__name__}: {error}")
         outcomes.append(Outcome(name, found.passed, found.error, found.allowed, found.detail, found.unit))
 
-    def on_processor(function: Callable) -> Callable:  # where the quadrature has its grid
-        return lambda argument: function(argument.to(device) if isinstance(argument, Tensor) else argument).cpu()
+    # The quadrature has its nodes on the processor, as rows.
+    def of_rows(x: Tensor) -> Tensor:
+        return log_prob(x.reshape(-1, *event_shape).to(device)).cpu()
+
+    def as_rows(m: int) -> Tensor:
+        return sample(m).reshape(-1, dims).cpu()
 
     again = {"repeats": repeats, "seed": seed}
     dim = {"dtype": dtype} | ({"points": points} if points else {})
@@ -115,15 +117,9 @@ def check(
         else:
             tolerance = 1e-6 if dtype == torch.float64 else 1e-3
             quadrature = densities.normalised_by_quadrature
-            run(
-                "log_prob integrates to 1",
-                quadrature,
-                on_processor(log_prob),
-                reach,
-                dim=dims,
-                tolerance=tolerance,
-                **dim,
-            )
+            seen = _seen(as_rows, seed) if sample else None
+            name = "log_prob integrates to 1"
+            run(name, quadrature, of_rows, reach, dim=dims, tolerance=tolerance, seen=seen, **dim)
     if sample:
         run("sample is repeatable", densities.sampler_repeatable, sample, event_shape, support, seed=seed)
     if sample and log_prob:
@@ -131,8 +127,7 @@ def check(
         if discrete:
             run(name, densities.sampler_agrees, sample, log_prob, states=states, n=n, seed=seed)
         elif not too_large:
-            pair = on_processor(sample), on_processor(log_prob)
-            run(name, densities.sampler_agrees, *pair, reach=reach, n=n, seed=seed, **dim)
+            run(name, densities.sampler_agrees, as_rows, of_rows, reach=reach, n=n, seed=seed, **dim)
         elif any(p.requires_grad for p in parameters):
             run(name, densities.sampler_agrees_by_gradient, sample, log_prob, parameters, seed=seed)
         else:
@@ -167,6 +162,16 @@ def _inputs(event_shape, support, states, dtype, device, seed) -> Tensor:
             return states[torch.randperm(len(states))[:16].sort().values.to(states.device)]
         noise = torch.randn(8, *event_shape, dtype=dtype).to(device)
         return (noise > 0).to(dtype) if support == "binary" else noise
+
+
+def _seen(as_rows: Callable[[int], Tensor], seed: int) -> Tensor | None:
+    """Samples to show the quadrature where the density is; what is wrong with them, the sampler's checks say."""
+    try:
+        with seeded(seed), torch.no_grad():
+            x = as_rows(densities.SEEN)
+        return x[x.isfinite().all(1)]
+    except Exception:
+        return None
 
 
 def _importance(run, skipped, importance, elbo, log_prob, sample, x, states, too_large, n, again) -> None:
