@@ -3,7 +3,9 @@ mistake in plausible wrong ones."""
 
 import json
 import math
+import re
 from collections import deque
+from itertools import pairwise, permutations
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +17,7 @@ from scipy.stats import norm
 
 from companion.exercises import CHECKERS, check
 from companion.exercises.checking import NotYet, checks, expect
+from companion.exercises.evaluation import distances
 
 BOOK = Path(__file__).parents[1] / "book"
 
@@ -136,6 +139,30 @@ def early(steps=1000):
     return weight[:99].sum() / weight.sum()
 
 
+def round_of(k, eta, lam):
+    """The matrix of k steps of ψ and one of θ: powers of the one of ψ alone, then that of θ."""
+    up = np.array([[1.0, 0.0], [eta, 1 - eta * lam]])
+    return np.array([[1.0, -eta], [0.0, 1.0]]) @ np.linalg.matrix_power(up, k)
+
+
+def shrinks(k, eta, lam):
+    """The larger root of z² - trace z + determinant."""
+    m = round_of(k, eta, lam)
+    trace, determinant = m.trace(), (1 - eta * lam) ** k
+    square = trace**2 / 4 - determinant
+    return math.sqrt(determinant) if square < 0 else trace / 2 + math.sqrt(square)
+
+
+def played(k, eta, lam, rounds=800):
+    """The slope of the logarithm of the distance to zero, over the second half of the rounds."""
+    x, logs = np.array([1.0, 0.0]), []
+    for _ in range(rounds):
+        x = round_of(k, eta, lam) @ x
+        logs.append(math.log(np.linalg.norm(x)))
+        x /= np.linalg.norm(x)
+    return math.exp(np.mean(logs[rounds // 2 :]))
+
+
 left_100 = np.prod(1 - np.linspace(1e-4, 0.02, 100))
 logits = F.binary_cross_entropy_with_logits
 two = sum(q[i] * q[j] * np.log((W[i] + W[j]) / 2) for i in range(3) for j in range(3))
@@ -144,6 +171,8 @@ two = sum(q[i] * q[j] * np.log((W[i] + W[j]) / 2) for i in range(3) for j in ran
 def game(real, fake):
     return logits(real, torch.ones_like(real)) + logits(fake, torch.zeros_like(fake))
 
+
+NATS = {"1e-2": 2.5375, "1e-3": 2.4908, "1e-5": 2.4961}
 
 RIGHT = {
     "gp-1": {"Z": 2 * np.pi * special.i0(2), "P": 0.7792},
@@ -172,6 +201,7 @@ RIGHT = {
     "gan-3": lambda x, mu: mu**2 / 2 - mu * x,
     "gan-4": lambda p, g, s: (1 - s) * p / (p + g),
     "gan-5": lambda gradients: ((gradients.norm(dim=1) - 1) ** 2).mean(),
+    "gan-6": shrinks,
     "ar-1": [],
     "ar-2": lambda l, x: -torch.distributions.Bernoulli(logits=l).log_prob(x).sum(1),
     "ar-3": lambda m, d_x: (m, d_x - m),
@@ -198,14 +228,17 @@ RIGHT = {
     "ddpm-6": {"posterior": 2.70, "forward": 0.22, "measured": 0.16},
     "fast-1": lambda x, bar, end, m: end**0.5 * m + ((1 - end) / (1 - bar)) ** 0.5 * (x - bar**0.5 * m),
     "fast-2": ddim,
+    "fast-3": NATS | {"good enough": 1e-3},
     "fast-4": lambda a, b, angle: np.cos(angle) * a + np.sin(angle) * b,
     "fast-5": lambda c, s, w: (c**2 * (c**2 / s**2) ** w, c**2 / (1 + w * (1 - c**2 / s**2))),
+    "fast-6": [100, 81, 67, 52, 39, 29, 19, 11, 7, 4, 0],
     "eval-1": {"two": 2, "ten": 10 * math.exp(0.91 * math.log(0.91) + 0.09 * math.log(0.01))},
     "eval-2": lambda m, S, n, T: frechet(m, S, n, T, torch.linalg.svdvals(root(S) @ root(T)).sum()),
     "eval-3": {"first": 5.1 - 0.01 * 2048 * 2053 / 40_000, "second": 4.8 - 0.01 * 2048 * 2053 / 200_000},
     "eval-4": covered,
     "eval-5": 1 - math.exp(-0.5),
     "eval-6": {"accuracy": norm.cdf(0.1), "points": math.ceil((norm.cdf(0.1) - 0.5) ** -2)},
+    "eval-7": ["copies", "lost classes", "noise", "uneven classes", "blur"],
 }
 
 WRONG = [
@@ -308,6 +341,19 @@ WRONG = [
     ("gan-5", lambda g: (g.norm(dim=1).mean() - 1) ** 2, "not the norms"),
     ("gan-5", lambda g: (g.norm(dim=1).clamp(min=1) - 1).square().mean(), "below one too"),
     ("gan-5", lambda g: ((g.norm(dim=0) - 1) ** 2).mean(), "over the batch"),
+    ("gan-6", lambda k, eta, lam: shrinks(1, eta, lam), "the others are missing"),
+    ("gan-6", lambda k, eta, lam: (1 - eta * lam) ** (k / 2), "while the players circle"),
+    ("gan-6", lambda k, eta, lam: (1 - eta * lam) ** k, "the determinant"),
+    ("gan-6", lambda *a: shrinks(*a) ** 2, "θ² + ψ²"),
+    ("gan-6", lambda k, eta, lam: shrinks(k, eta, lam) ** (1 / (k + 1)), "a round has k + 1"),
+    ("gan-6", lambda k, eta, lam: 1 - eta / lam, "perfect ψ"),
+    ("gan-6", lambda k, eta, lam: 1, "orbit closes"),
+    ("gan-6", lambda k, eta, lam: shrinks(k, eta, lam / 2), "not ½ λψ"),
+    ("gan-6", lambda k, eta, lam: shrinks(k, eta, 2 * lam), "not 2 λψ"),
+    ("gan-6", lambda *a: np.abs(np.linalg.eigvals(round_of(*a))).min(), "smaller eigenvalue"),
+    ("gan-6", lambda *a: 1 - shrinks(*a), "it should be"),
+    ("gan-6", lambda *a: np.linalg.eigvals(round_of(*a))[0], "complex"),
+    ("gan-6", round_of, "has shape (2, 2)"),
     ("ar-1", [(0, 1, 2)], "exclusive or"),
     ("ar-1", [(2, 0, 1), (2, 1, 0)], "in the order (2, 0, 1)"),
     ("ar-1", [(0, 1)], "is no order"),
@@ -401,6 +447,14 @@ WRONG = [
     ("fast-2", lambda *a: ddim(*a, noise=lambda bar, previous: bar), "bug of the text"),
     ("fast-2", lambda *a: ddim(*a, noise=lambda bar, previous: 1), "both parts"),
     ("fast-2", lambda x, eps, bar, previous: (x - (1 - bar) ** 0.5 * eps) / bar**0.5, "this is x̂_0"),
+    ("fast-3", {name: -value for name, value in NATS.items()} | {"good enough": 1e-3}, "this is log p"),
+    ("fast-3", {name: value / 2 for name, value in NATS.items()} | {"good enough": 1e-3}, "the entropy of the moons"),
+    ("fast-3", {name: value / math.log(2) for name, value in NATS.items()} | {"good enough": 1e-3}, "bits"),
+    ("fast-3", NATS | {"good enough": 1e-2}, "0.041 nats off"),
+    ("fast-3", NATS | {"good enough": 1e-5}, "with 1e-3 your mean is 0.005 nats off"),
+    ("fast-3", NATS | {"good enough": 1e-4}, "one of the three"),
+    ("fast-3", NATS, "the keys are '1e-2', '1e-3', '1e-5'"),
+    ("fast-3", NATS | {"1e-2": [2.5, 2.6], "good enough": 1e-3}, "'1e-2' holds 2 numbers"),
     ("fast-4", lambda a, b, angle: a + angle / (np.pi / 2) * (b - a), "straight line"),
     ("fast-4", lambda a, b, angle: np.sin(angle) * a + np.cos(angle) * b, "from b to a"),
     ("fast-4", lambda a, b, angle: a + angle * (b - a), "angle itself"),
@@ -408,6 +462,14 @@ WRONG = [
     ("fast-5", lambda *a: tuple(v**0.5 for v in RIGHT["fast-5"](*a)), "standard deviations"),
     ("fast-5", lambda c, s, w: (c**2 * (c / s) ** w, RIGHT["fast-5"](c, s, w)[1]), "ratio of variances"),
     ("fast-5", lambda c, s, w: (RIGHT["fast-5"](c, s, w)[0], c**2 / (1 + w)), "without p(x)"),
+    ("fast-6", list(range(100, -1, -10)), "even in t"),
+    ("fast-6", [100, 91, 80, 68, 53, 35, 18, 7, 3, 1, 0], "even in log SNR"),
+    ("fast-6", [100, 99, 98, 97, 96, 95, 94, 93, 92, 91, 0], "0.119 with times even in t and 0.161"),
+    ("fast-6", list(range(0, 101, 10)), "rise"),
+    ("fast-6", [*range(99, -1, -10), 0], "from 100 to 0"),
+    ("fast-6", [100, 90, 80, 70, 60, 50, 50, 30, 20, 10, 0], "each once"),
+    ("fast-6", [1.0 - 0.1 * i for i in range(11)], "not whole numbers"),
+    ("fast-6", [100, 50, 0], "got 3 times"),
     ("eval-1", {"two": math.log(2), "ten": 1.8}, "its exponential"),
     ("eval-1", {"two": 2, "ten": 10}, "doubtful about each image"),
     ("eval-1", {"two": 10, "ten": 6.06}, "only two classes"),
@@ -432,14 +494,28 @@ WRONG = [
     ("eval-6", {"accuracy": 0.0797, "points": 631}, "total variation"),
     ("eval-6", {"accuracy": norm.cdf(0.1), "points": 158}, "one standard error"),
     ("eval-6", {"accuracy": norm.cdf(0.1), "points": 25}, "the root"),
+    ("eval-7", ["copies", "blur", "noise", "lost classes", "uneven classes"], "the trained classifier"),
+    ("eval-7", ["blur", "uneven classes", "noise", "lost classes", "copies"], "is the smallest first"),
+    ("eval-7", ["copies", "blur", "lost classes", "noise", "uneven classes"], "'blur' comes before 'lost classes'"),
+    ("eval-7", ["lost classes", "copies", "noise", "uneven classes", "blur"], "'lost classes' comes before 'copies'"),
+    ("eval-7", ["copies", "lost classes", "noise", "blur"], "the entries are"),
+    ("eval-7", {"copies": 1.1e-4, "lost classes": 2.1e-4}, "got a dict"),
+    ("ar-1", {}, "got a dict"),
+    ("ebm-6", lambda a, b, s, t: [0.5, 0.5], "holds 2 numbers"),
+    ("ebm-5", {"near": [0.008, 0.009], "far": 0.124}, "'near' holds 2 numbers"),
+    ("vae-5", {"eight draws": [183.6, 170.0], "one draw": 122.6}, "'eight draws' holds 2 numbers"),
+    ("hvae-6", {"1": 137.7, "2": 141.4 / 2, "3": 141.3}, "no published model"),
     ("gp-3", lambda x, means, weights: means, "has shape (3,), not ()"),
 ]
 
 
-def labels(notebook):
+def exercises(notebook):
+    """(label, text, solution, what the solution printed) of every exercise."""
     cells = json.loads(notebook.read_text())["cells"]
-    lines = [line for cell in cells for line in "".join(cell["source"]).splitlines()]
-    return {line.removeprefix(":label: ") for line in lines if line.startswith(":label: ")}
+    for cell, after in pairwise(cells):
+        text, solution = ("".join(part["source"]) for part in (cell, after))
+        for label in re.findall(r"^:label: (\S+)$", text, re.M):
+            yield label, text, solution, "".join("".join(out.get("text", "")) for out in after.get("outputs", ()))
 
 
 @pytest.mark.parametrize("label", CHECKERS)
@@ -464,11 +540,18 @@ def test_at_least_two_wrong_answers_of_each_exercise_are_tried():
 
 
 @pytest.mark.parametrize("notebook", sorted(BOOK.glob("*.ipynb")), ids=lambda path: path.stem)
-def test_each_chapter_has_four_exercises_that_can_be_checked(notebook):
+def test_every_exercise_can_be_checked_and_its_solution_is_right(notebook):
     stem = notebook.stem.partition("_")[2]
-    here = {label for label, checker in CHECKERS.items() if checker.__module__ == f"companion.exercises.{stem}"}
-    assert len(here) >= 4
-    assert here <= labels(notebook)
+    found = list(exercises(notebook))
+    here = [label for label, checker in CHECKERS.items() if checker.__module__ == f"companion.exercises.{stem}"]
+    assert sorted(label for label, *_ in found) == sorted(here)
+    for label, text, solution, printed in found:
+        call = f'exercises.check("{label}", '
+        assert re.search(rf"^(Check yours|See whether yours (is|are) plausible) with `{re.escape(call)}", text, re.M), (
+            text
+        )
+        assert re.search(rf'exercises\.check\(\s*"{label}",', solution), solution
+        assert f"{label}: right\n" in printed
 
 
 @pytest.mark.parametrize("label", CHECKERS)
@@ -478,6 +561,23 @@ def test_another_form_is_told_which_is_meant(label, answer):
     assert not verdict
     form = " ".join(CHECKERS[label].__doc__.partition("\n\n")[0].split())
     assert verdict.hint.endswith(f"The answer asked for: {form}")
+
+
+@pytest.mark.parametrize("label", CHECKERS)
+def test_nothing_that_a_reader_may_hand_in_raises(label):
+    functions = [lambda *a, out=out: out for out in ([], {}, (1.0, 2.0), math.nan, np.zeros((2, 2)), "text", 1.0, 1j)]
+    for answer in (math.nan, 1e9, -1.0, 10**400, 1j, b"text", {1, 2}, {}, dict, np.zeros((2, 3, 4)), *functions):
+        assert not check(label, answer)
+
+
+@pytest.mark.parametrize("label", [label for label, answer in RIGHT.items() if isinstance(answer, dict)])
+def test_a_dictionary_has_one_number_for_each_key(label):
+    right = RIGHT[label]
+    first = next(iter(right))
+    for wrong in ({}, [1.0, 2.0], None, "text", math.nan):
+        assert repr(first) in check(label, right | {first: wrong}).hint
+    assert "the keys are" in check(label, right | {"more": 1.0}).hint
+    assert not check(label, {name: value for name, value in right.items() if name != first})
 
 
 def test_an_unknown_label_raises_with_those_that_are_known():
@@ -512,6 +612,30 @@ def test_lists_arrays_and_tensors_are_all_numbers():
     assert check("elbo-3", lambda joint: torch.eye(len(joint))[int(joint.argmax())])
     assert "truth value" in check("flow-3", True).hint
     assert "NaN" in check("flow-4", float("nan")).hint
+
+
+def test_a_game_that_is_played_shrinks_as_its_matrix_says():
+    assert check("gan-6", played)
+
+
+@pytest.mark.parametrize("power", [1.25, 1.5, 1.75])
+def test_any_power_between_the_two_spacings_beats_both(power):
+    assert check("fast-6", [round(100 * (1 - i / 10) ** power) for i in range(11)])
+
+
+def test_a_looser_tolerance_may_be_good_enough():
+    assert check("fast-3", {"1e-2": 2.5, "1e-3": 2.498, "1e-5": 2.497, "good enough": 0.01})
+
+
+def test_what_differs_between_random_networks_may_stand_in_any_order():
+    for last in permutations(["noise", "uneven classes", "blur"]):
+        assert check("eval-7", ["copies", "lost classes", *last])
+
+
+def test_the_checks_leave_the_generator_of_the_reader_alone():
+    before = torch.random.get_rng_state()
+    distances.__wrapped__()
+    assert torch.equal(before, torch.random.get_rng_state())
 
 
 def test_the_tolerance_holds_on_both_sides():

@@ -20,8 +20,8 @@ def orders(answer: Iterable[Sequence[int]]) -> None:
     In each of the six orders the three logistic regressions are fitted to the four states. An order counts where they
     come within 0.01 nats of the entropy, log 4; the next best are 0.69 away.
     """
-    if isinstance(answer, str) or not isinstance(answer, Iterable):
-        raise Unreadable(f"got {kind(answer)}")
+    if isinstance(answer, str | bytes | Mapping) or not isinstance(answer, Iterable):
+        raise Unreadable(f"got {kind(answer)} where a list was expected")
     try:
         given = {tuple(int(i) for i in order) for order in answer}
     except (TypeError, ValueError):

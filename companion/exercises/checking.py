@@ -11,7 +11,7 @@ docstring says what form the answer has; that is what a reader with another form
 
 import copy
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -74,7 +74,7 @@ def check(label: str, answer: Any) -> Verdict:
     try:
         checker(answer)
     except Unreadable as found:
-        form = " ".join(inspect.getdoc(checker).partition("\n\n")[0].split())
+        form = " ".join((inspect.getdoc(checker) or "").partition("\n\n")[0].split())
         return Verdict(label, False, f"{found}. The answer asked for: {form}")
     except NotYet as hint:
         return Verdict(label, False, str(hint))
@@ -85,20 +85,26 @@ def known() -> str:
     return ", ".join(CHECKERS)
 
 
-def numbers(answer: Any, names: Sequence[str]) -> dict[str, np.ndarray]:
-    """The numbers of a dictionary with these keys. Raises Unreadable."""
+def dictionary(answer: Any, names: Iterable[str]) -> Mapping[str, Any]:
+    """The answer as a dictionary with these keys. Raises Unreadable."""
     if not isinstance(answer, Mapping):
         raise Unreadable(f"got {kind(answer)} where a dictionary was expected")
     if set(answer) != set(names):
         raise Unreadable(f"the keys are {', '.join(map(repr, answer)) or 'missing'}")
-    return {name: array(answer[name], repr(name)) for name in names}
+    return answer
 
 
-def number(answer: Any) -> float:
+def numbers(answer: Any, names: Sequence[str]) -> dict[str, float]:
+    """The numbers of a dictionary with these keys, in the order of `names`. Raises Unreadable."""
+    given = dictionary(answer, names)
+    return {name: number(given[name], repr(name)) for name in names}
+
+
+def number(answer: Any, name: str = "the answer") -> float:
     """The answer as one number. Raises Unreadable."""
-    value = np.squeeze(array(answer, "the answer"))
+    value = np.squeeze(array(answer, name))
     if value.ndim:
-        raise Unreadable(f"got {value.size} numbers where one was expected")
+        raise Unreadable(f"{name} holds {value.size} numbers where one was expected")
     return float(value)
 
 
@@ -216,11 +222,10 @@ def function(
         hint = tolerance.slip(name, flat(got), flat(expected), {text: flat(run(slip)) for text, slip in slips.items()})
         if hint:
             raise NotYet(prefix + hint)
-        found, wanted = found[name], wanted[name]
-        if found.size != wanted.size:
-            raise Unreadable(f"{prefix}what it returns has shape {found.shape}, not {wanted.shape}, for {where}")
-        yours, theirs = (text_of(value) for value in (found, wanted))
-        raise NotYet(f"{prefix}{otherwise}; for {where} it should be {theirs}, and is {yours}")
+        yours, theirs = found[name], wanted[name]
+        if yours.size != theirs.size:
+            raise Unreadable(f"{prefix}what it returns has shape {yours.shape}, not {theirs.shape}, for {where}")
+        raise NotYet(f"{prefix}{otherwise}; for {where} it should be {text_of(theirs)}, and is {text_of(yours)}")
 
 
 def show(f: Callable[..., Any], instance: tuple) -> str:
@@ -242,4 +247,6 @@ def text_of(value: Any) -> str:
 
 
 def kind(value: Any) -> str:
-    return {str: "a text", bool: "a truth value", type(None): "None"}.get(type(value), f"a {type(value).__name__}")
+    name = type(value).__name__
+    article = "an" if name[0] in "aeiou" else "a"
+    return {str: "a text", bool: "a truth value", type(None): "None"}.get(type(value), f"{article} {name}")

@@ -11,7 +11,7 @@ from scipy.stats import chi2, norm
 from torch import Tensor
 from torch.distributions import Normal
 
-from companion.exercises.checking import NotYet, array, call, checks, function, numbers
+from companion.exercises.checking import NotYet, call, checks, function, number, numbers
 
 
 @checks("ebm-1")
@@ -251,7 +251,7 @@ def swap(answer: Callable[..., float]) -> None:
     energies = [0.3, 2.0, 1.1, 5.0, 0.9]
 
     def probability(*a: float) -> float:
-        return float(np.squeeze(array(call(answer, *a), "what your function returns")))
+        return number(call(answer, *a), "what your function returns")
 
     for T_k, T_l in ((1.0, 2.5), (2.5, 6.0), (3.0, 0.8)):
         swaps = {(a, b): probability(a, b, T_k, T_l) for a, b in product(energies, repeat=2)}

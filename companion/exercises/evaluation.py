@@ -1,15 +1,21 @@
 """Answers of the chapter "Evaluation"."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Set
+from functools import cache
+from itertools import combinations
+from typing import cast
 
 import numpy as np
 import torch
 from jaxtyping import Float
-from scipy import integrate, optimize, stats
+from scipy import integrate, ndimage, optimize, stats
 from torch import Tensor
 
-from companion.exercises.checking import checks, expect, function, number, numbers
+from companion import zoo
+from companion.data import load
+from companion.exercises.checking import NotYet, Unreadable, checks, expect, function, kind, number, numbers
+from companion.nets.digit_classifier import DigitClassifier
 
 
 @checks("eval-1")
@@ -41,6 +47,15 @@ def inception_scores(answer: Mapping[str, float]) -> None:
     )
 
 
+def shared(S: Tensor, T: Tensor) -> Tensor:
+    """The trace of (ST)^½. An eigenvalue of ST is not negative but for rounding."""
+    return torch.linalg.eigvals(S @ T).real.clamp(min=0).sqrt().sum()
+
+
+def squared_distance(m: Tensor, S: Tensor, n: Tensor, T: Tensor) -> Tensor:
+    return (m - n) @ (m - n) + torch.trace(S + T) - 2 * shared(S, T)
+
+
 @checks("eval-2")
 def frechet(answer: Callable[..., Tensor]) -> None:
     """A function of (m, S, n, T), the means and covariances of two Gaussians as tensors, that returns their squared
@@ -57,13 +72,10 @@ def frechet(answer: Callable[..., Tensor]) -> None:
     def distance(m: Tensor, S: Tensor, n: Tensor, T: Tensor, both: Tensor, factor: float = 2.0) -> Tensor:
         return (m - n) @ (m - n) + torch.trace(S + T) - factor * both
 
-    def shared(S: Tensor, T: Tensor) -> Tensor:
-        return torch.linalg.eigvals(S @ T).real.sqrt().sum()
-
     def right(
         m: Float[Tensor, " d"], S: Float[Tensor, "d d"], n: Float[Tensor, " d"], T: Float[Tensor, "d d"]
     ) -> Tensor:
-        return distance(m, S, n, T, shared(S, T))
+        return squared_distance(m, S, n, T)
 
     generator = torch.Generator().manual_seed(0)
     instances = []
@@ -218,3 +230,74 @@ def telling_apart(answer: Mapping[str, float]) -> None:
         "two standard errors are 2 · ½/√n; when is that the distance of the accuracy to one half?",
         relative=0.02,
     )
+
+
+WAYS = ("blur", "noise", "lost classes", "uneven classes", "copies")
+
+
+@checks("eval-7")
+def order_of_a_random_network(answer: Iterable[str]) -> None:
+    """A list of the five names "blur", "noise", "lost classes", "uneven classes" and "copies", by their Fréchet
+    distances from a random network for half of the amount, the smallest first.
+
+    Twenty random networks see digits that are spoiled anew. Two ways have an order where the mean of the logarithm of
+    their distances' ratio is two and a half standard deviations from zero, so that one network in a hundred disagrees;
+    the other pairs differ from network to network, and may stand in either order.
+    """
+    if isinstance(answer, str | Mapping | Set) or not isinstance(answer, Iterable):
+        raise Unreadable(f"got {kind(answer)} where a list was expected")
+    given = [str(way) for way in answer]
+    if sorted(given) != sorted(WAYS):
+        raise Unreadable(f"the entries are {', '.join(map(repr, given)) or 'missing'}")
+    trained, random = distances()
+    if given == sorted(WAYS, key=trained.__getitem__):
+        raise NotYet("this is the order of the trained classifier; a random network has another")
+    for first, second in combinations(given, 2):
+        log_ratio = np.log(random[first] / random[second])
+        if log_ratio.mean() > 2.5 * log_ratio.std():
+            raise NotYet(
+                f"{first!r} comes before {second!r}, and its distance from a random network is "
+                f"{np.exp(log_ratio.mean()):.1f} times as large on average; is the smallest first, and the amount 0.5?"
+            )
+
+
+@cache
+def distances() -> tuple[dict[str, float], dict[str, Float[np.ndarray, " networks"]]]:
+    """The Fréchet distance of each way from the trained classifier, and from twenty random networks."""
+    test, spoiled = load("mnist6k", "test").intensities(), spoiled_digits()
+
+    @torch.no_grad()
+    def seen_by(network: DigitClassifier) -> dict[str, float]:
+        def moments(x: Tensor) -> tuple[Tensor, Tensor]:
+            features = network.eval().features(x).double()
+            return features.mean(0), features.T.cov()
+
+        real = moments(test)
+        return {way: squared_distance(*moments(x), *real).item() for way, x in spoiled.items()}
+
+    # Every network starts with random weights, and the reader's generator is left alone.
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        random = [seen_by(DigitClassifier()) for _ in range(20)]
+        trained = seen_by(cast(DigitClassifier, zoo.pretrained("digit_classifier")))
+    return trained, {way: np.array([one[way] for one in random]) for way in WAYS}
+
+
+def spoiled_digits() -> dict[str, Float[Tensor, "300 1 28 28"]]:
+    """300 fresh digits, spoiled by half of the chapter's amounts."""
+    train, validation = (load("mnist6k", split) for split in ("train", "validation"))
+    pixels = torch.cat([validation.intensities(), train.intensities()[2000:]])
+    labels = torch.cat([validation.labels, train.labels[2000:]])
+
+    def of_classes(shares: Float[np.ndarray, " 10"]) -> Tensor:
+        counts = np.diff((300 * np.cumsum([0.0, *shares]) / shares.sum()).round().astype(int))
+        return torch.cat([pixels[labels == k][:n] for k, n in enumerate(counts)])
+
+    fresh, noise = of_classes(np.ones(10)), np.random.default_rng(0).normal(size=(300, 1, 28, 28))
+    return {
+        "blur": torch.from_numpy(ndimage.gaussian_filter(fresh.numpy(), (0, 0, 1, 1), mode="constant")),
+        "noise": (fresh + 0.25 * torch.from_numpy(noise).float()).clamp(0, 1),
+        "lost classes": of_classes(np.arange(10) >= 4.5),
+        "uneven classes": of_classes(np.exp(-0.5 * np.arange(10))),
+        "copies": torch.cat([train.intensities()[:150], fresh[::2]]),
+    }

@@ -1,13 +1,18 @@
 """Answers of the chapter "Faster sampling"."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 
 import numpy as np
+import torch
 from jaxtyping import Float
 from scipy import integrate
 from scipy.stats import norm
+from torch import Tensor
 
-from companion.exercises.checking import NotYet, Unreadable, array, call, checks, function
+from companion.data import density
+from companion.exercises.checking import NotYet, Unreadable, array, call, checks, function, numbers
+from companion.samplers import Grid, dpm_solver
 
 Array = Float[np.ndarray, " dim"]
 
@@ -104,6 +109,58 @@ def ddim_step(answer: Callable[..., np.ndarray]) -> None:
         "both parts belong to the new level: √ᾱ_{t-1} x̂_0 and √(1-ᾱ_{t-1}) ε̂",
         absolute=1e-9,
     )
+
+
+@checks("fast-3")
+def likelihood_and_tolerance(answer: Mapping[str, float]) -> None:
+    """A dictionary of four numbers: {"1e-2": ..., "1e-3": ..., "1e-5": ..., "good enough": ...}, the mean -log p of
+    200 test points in nats with each tolerance, and the largest of the three tolerances whose mean is within 0.01
+    nats of that with the smallest.
+
+    Trained numbers have no right value, only a range, summed on a grid: no density is better than the moons' own, but
+    for five standard errors of 200 points, and one that has learned anything is better than the best single Gaussian.
+    Which tolerance is good enough follows from the three numbers.
+    """
+    found = numbers(answer, ("1e-2", "1e-3", "1e-5", "good enough"))
+    given = found.pop("good enough")
+    best, scatter, gaussian = moons()
+    for name, value in found.items():
+        if -gaussian < value < -best + 5 * scatter:
+            raise NotYet(f"{name}: this is log p; give minus that, which is positive")
+        if value < best - 5 * scatter:
+            raise NotYet(
+                f"{name}: the entropy of the moons is {best:.2f} nats, and no density has less, but for chance: were "
+                "the points of the training taken, or the nats divided by the two dimensions?"
+            )
+        if value > gaussian:
+            raise NotYet(
+                f"{name}: a single Gaussian has {gaussian:.2f} nats; are these bits, or is the teacher not trained?"
+            )
+    off = {name: abs(value - found["1e-5"]) for name, value in found.items()}
+    chosen = next((name for name in found if np.isclose(float(name), given, atol=0)), None)
+    if chosen is None:
+        raise NotYet("good enough: give one of the three tolerances, 1e-2, 1e-3 or 1e-5")
+    if off[chosen] > 0.01:
+        raise NotYet(f"good enough: with {chosen} your mean is {off[chosen]:.3f} nats off that with 1e-5")
+    largest = next(name for name in found if off[name] <= 0.01)
+    if chosen != largest:
+        raise NotYet(
+            f"good enough: with {largest} your mean is {off[largest]:.3f} nats off that with 1e-5, and that will do"
+        )
+
+
+@cache
+def moons() -> tuple[float, float, float]:
+    """In nats: the entropy, the standard error of a mean of 200 log p, and the entropy of the Gaussian with the same
+    mean and covariance, which is the least -log p of a Gaussian."""
+    axis = torch.linspace(-5, 5, 201, dtype=torch.float64)
+    points = torch.cartesian_prod(axis, axis)
+    log_p = density("moons", dtype=torch.float64).log_prob(points).numpy()
+    p, x = np.exp(log_p) * 0.05**2, points.numpy()
+    entropy = -p @ log_p
+    covariance = np.cov(x.T, aweights=p, ddof=0)
+    scatter = np.sqrt(p @ (log_p + entropy) ** 2 / 200)
+    return entropy, scatter, 0.5 * np.linalg.slogdet(2 * np.pi * np.e * covariance)[1]
 
 
 @checks("fast-4")
@@ -209,3 +266,71 @@ def guided_variances(answer: Callable[..., tuple[float, float]]) -> None:
         outputs=("ode", "sharpened"),
         relative=1e-4,
     )
+
+
+# ᾱ_0 … ᾱ_100 of the chapter's teacher.
+BARS = np.cumprod([1.0, *(1 - np.linspace(1e-3, 0.2, 100))])
+STARTS = torch.randn(500, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+
+
+@checks("fast-6")
+def better_times(answer: Sequence[int]) -> None:
+    """A list of eleven whole times, falling from 100 to 0, for ten steps with the teacher's schedule, which has 100
+    steps from 1e-3 to 0.2.
+
+    They are tried on another density, eight Gaussians, whose noise is known: the samples have to end closer to where
+    an adaptive Runge–Kutta method leads from the same 500 starts than with either spacing. No tolerance: a search on
+    the moons halves the error here.
+    """
+    times = array(answer, "the answer")
+    if times.shape != (11,):
+        raise Unreadable(f"got {times.size} times, in an array of shape {times.shape}")
+    if np.any(times != times.round()) or times.min() < 0 or times.max() > 100:
+        raise Unreadable("the times are not whole numbers from 0 to 100; of a `Grid` its `times` are meant")
+    if np.all(np.diff(times) > 0):
+        raise Unreadable("the times rise: a sampler starts from the noise, at 100")
+    if np.any(np.diff(times) >= 0) or times[0] != 100 or times[-1] != 0:
+        raise Unreadable("the times do not fall from 100 to 0, each once")
+    log_snr = np.log(BARS[1:] / (1 - BARS[1:]))
+    even = np.interp(np.linspace(log_snr[-1], log_snr[0], 10), log_snr[::-1], np.arange(100, 0, -1))
+    spacings = {"even in t": np.arange(100, -1, -10), "even in log SNR": np.append(even.round(), 0)}
+    off = {name: error_on_eight_gaussians(at) for name, at in spacings.items()}
+    if (found := error_on_eight_gaussians(times)) >= min(off.values()):
+        known = next((name for name, at in spacings.items() if np.array_equal(at, times)), None)
+        raise NotYet(
+            f"these are the times {known}; look for better ones"
+            if known
+            else f"on eight Gaussians the samples end {found:.3f} off, "
+            + " and ".join(f"{value:.3f} with times {name}" for name, value in off.items())
+            + ". Did the search go on long enough, and by a number without noise of its own, such as the distance to "
+            "where a hundred steps lead?"
+        )
+
+
+def noise_of_eight_gaussians(x: Float[Tensor, "batch 2"], bar: float) -> Float[Tensor, "batch 2"]:
+    """E[ε|x_t] at the level ᾱ, by Bayes' rule over the eight."""
+    angles = torch.arange(8, dtype=torch.float64) * torch.pi / 4
+    centres = 3 * torch.stack([angles.cos(), angles.sin()], 1)
+    away, variance = x[:, None] - bar**0.5 * centres, bar * 0.3**2 + 1 - bar
+    weights = torch.softmax(-away.square().sum(2) / (2 * variance), 1)
+    return (1 - bar) ** 0.5 * (weights[..., None] * away).sum(1) / variance
+
+
+@cache
+def ends_on_eight_gaussians() -> Float[Tensor, "batch 2"]:
+    """Where dx̄/dσ̄ = ε̂ leads from the starts at ᾱ_100."""
+
+    def slope(sigma: float, x: np.ndarray) -> np.ndarray:
+        bar = 1 / (1 + sigma**2)
+        return noise_of_eight_gaussians(bar**0.5 * torch.from_numpy(x).reshape(-1, 2), bar).flatten().numpy()
+
+    start, top = (STARTS / BARS[-1] ** 0.5).flatten().numpy(), (1 / BARS[-1] - 1) ** 0.5
+    end = integrate.solve_ivp(slope, (top, 0), start, rtol=1e-7, atol=1e-7).y[:, -1]
+    return torch.from_numpy(end).reshape(-1, 2)
+
+
+def error_on_eight_gaussians(times: Float[np.ndarray, " times"]) -> float:
+    """How far from there DPM-Solver++ ends, on average."""
+    bars = BARS[times.astype(int)].tolist()
+    x = dpm_solver(noise_of_eight_gaussians, STARTS, Grid(bars, bars))
+    return (x - ends_on_eight_gaussians()).norm(dim=1).mean().item()

@@ -213,3 +213,59 @@ def penalty(answer: Callable[..., Tensor]) -> None:
         "one norm for each example, its difference to one squared, and the mean over the batch",
         absolute=1e-9,
     )
+
+
+@checks("gan-6")
+def closer_each_round(answer: Callable[..., float]) -> None:
+    """A function of (k, eta, lam) that returns the factor by which a round brings the players closer to zero in the
+    long run; in a round ψ takes k steps of size eta up θψ - ½ lam ψ², and then θ one down.
+
+    The game is played from the two starts (1, 0) and (0, 1), which makes the matrix of a round; the factor is its
+    largest absolute eigenvalue. Relative tolerance 1e-3, for a factor measured over a thousand rounds; in three of the
+    games the players circle, in two they do not.
+    """
+
+    def play(k: int, eta: float, lam: float, length: float = 1, at_once: bool = False) -> Float[np.ndarray, " 2"]:
+        """The absolute eigenvalues of a round, the smaller first; ψ's steps are of size eta times length."""
+        theta, psi = np.eye(2)
+        seen = psi
+        for _ in range(k):
+            psi = psi + length * eta * (theta - lam * psi)
+        theta = theta - eta * (seen if at_once else psi)
+        return np.sort(np.abs(np.linalg.eigvals([theta, psi])))
+
+    def right(k: int, eta: float, lam: float) -> float:
+        return play(k, eta, lam)[1]
+
+    function(
+        answer,
+        right,
+        [(1, 0.1, 0.2), (5, 0.1, 0.2), (3, 0.5, 0.3), (5, 0.2, 1.0), (20, 0.3, 1.5)],
+        {
+            "this is for a single step of ψ: the others are missing": lambda k, eta, lam: right(1, eta, lam),
+            "θ answers the ψ before its steps here; it moves last, and sees them": (
+                lambda k, eta, lam: play(k, eta, lam, at_once=True)[1]
+            ),
+            "this is the determinant, the product of two eigenvalues": lambda k, eta, lam: (1 - eta * lam) ** k,
+            "this is the root of the determinant, right while the players circle; when ψ follows fast enough both "
+            "eigenvalues are real, and the larger one decides": lambda k, eta, lam: (1 - eta * lam) ** (k / 2),
+            "this is the factor of θ² + ψ², the square of the one asked for": lambda k, eta, lam: (
+                right(k, eta, lam) ** 2
+            ),
+            "this is the smaller eigenvalue; in the long run the larger one decides": (
+                lambda k, eta, lam: play(k, eta, lam)[0]
+            ),
+            "this is for a perfect ψ = θ/λ, after infinitely many steps": lambda k, eta, lam: 1 - eta / lam,
+            "this is the factor of a single step; a round has k + 1": lambda k, eta, lam: (
+                right(k, eta, lam) ** (1 / (k + 1))
+            ),
+            "k steps are not one of k times the size: ψ is pulled back in each": lambda k, eta, lam: play(
+                1, eta, lam, length=k
+            )[1],
+            "this is the game without λ, whose orbit closes": lambda k, eta, lam: 1.0,
+            "the slope of ½ λψ² is λψ, not ½ λψ": lambda k, eta, lam: right(k, eta, lam / 2),
+            "the slope of ½ λψ² is λψ, not 2 λψ": lambda k, eta, lam: right(k, eta, 2 * lam),
+        },
+        "write a round as a matrix that maps (θ, ψ) to the next: what do its powers grow like?",
+        relative=1e-3,
+    )

@@ -7,7 +7,7 @@ from jaxtyping import Float
 from scipy import integrate, optimize, special
 from scipy.stats import chi, norm
 
-from companion.exercises.checking import NotYet, Unreadable, checks, expect, function, kind, number, numbers
+from companion.exercises.checking import NotYet, Unreadable, checks, dictionary, expect, function, kind, number, numbers
 
 
 @checks("gp-1")
@@ -47,15 +47,14 @@ def other_tail(answer: Mapping[str, bool]) -> None:
     distribution: the largest difference is either that of the grid or a quarter.
     """
     names = {"1-u": lambda u: 1 - u, "u**2": lambda u: u**2}
-    if not isinstance(answer, Mapping) or set(answer) != set(names):
-        raise Unreadable(f"got {kind(answer)}, or other keys than those two")
+    given = dictionary(answer, names)
     u = (np.arange(10_000) + 0.5) / 10_000
     for name, change in names.items():
-        if not isinstance(answer[name], bool | np.bool_):
-            raise Unreadable(f"{name!r} is {kind(answer[name])}")
+        if not isinstance(given[name], bool | np.bool_):
+            raise Unreadable(f"{name!r} is {kind(given[name])} where True or False was expected")
         x = np.sort(-np.log1p(-change(u)))
         same = bool(np.abs(u - (1 - np.exp(-x))).max() < 1e-3)
-        if bool(answer[name]) != same:
+        if bool(given[name]) != same:
             raise NotYet(
                 "1-u: what is P(1 - u ≤ t) for t between 0 and 1? Every uniform variable may stand in for u"
                 if same
