@@ -83,6 +83,13 @@ OVERFLOW = r"""
 }
 """
 
+# Formulas that are wider than their lines. `formulas.js` sets them smaller until they fit.
+CUT = r"""
+() => [...document.querySelectorAll("div.math mjx-container, .statement mjx-container")]
+  .filter(e => e.querySelector("mjx-math").getBoundingClientRect().width > e.clientWidth + 1)
+  .map(e => e.closest("[id]").id)
+"""
+
 # Contrast of texts of ours with their background: the lowest for each kind of element.
 CONTRASTS = r"""
 (selectors) => {
@@ -110,12 +117,13 @@ OURS = [".bd-article p", "mjx-container", ".verified a", "table.check td", ".che
 
 @dataclass
 class Visit:
-    """What was seen on one page. `overflow` and `contrast` have an entry for each window and theme."""
+    """What was seen on one page. The last three have an entry for each window and theme."""
 
     facts: dict
     messages: list[str] = field(default_factory=list)
     addresses: list[str] = field(default_factory=list)
     overflow: dict[tuple[str, str], list[str]] = field(default_factory=dict)
+    cut: dict[tuple[str, str], list[str]] = field(default_factory=dict)
     contrast: dict[tuple[str, str], dict[str, float]] = field(default_factory=dict)
 
 
@@ -179,9 +187,9 @@ def look(browser, address: str, page: str) -> Visit:
         tab.set_viewport_size({"width": width, "height": height})
         tab.emulate_media(color_scheme=theme)
         tab.wait_for_function(f"document.documentElement.dataset.theme === '{theme}'")
-        # Colours change over a moment.
+        # Colours change over a moment, and formulas find their size.
         tab.wait_for_timeout(400)
-        visit.overflow[window, theme] = tab.evaluate(OVERFLOW)
+        visit.overflow[window, theme], visit.cut[window, theme] = tab.evaluate(OVERFLOW), tab.evaluate(CUT)
         visit.contrast[window, theme] = tab.evaluate(CONTRASTS, OURS)
     context.close()
     return visit
@@ -240,6 +248,11 @@ def test_no_latex_or_markup_is_left_in_the_text(visits):
 @pytest.mark.parametrize("view", VIEWS, ids="-".join)
 def test_pages_are_not_wider_than_the_window(visits, view):
     assert not {page: visit.overflow[view] for page, visit in visits.items() if visit.overflow[view]}
+
+
+@pytest.mark.parametrize("view", VIEWS, ids="-".join)
+def test_formulas_fit_into_their_lines(visits, view):
+    assert not {page: visit.cut[view] for page, visit in visits.items() if visit.cut[view]}
 
 
 @pytest.mark.parametrize("view", VIEWS, ids="-".join)
