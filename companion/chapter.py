@@ -55,7 +55,8 @@ def report(name: str, value: float, low: float, high: float) -> None:
     >>> report("accuracy", 0.913, 0.9, 0.95)
     accuracy: 0.913   (between 0.9 and 0.95)
     """
-    print(f"{name}: {value:.4g}   (between {low:g} and {high:g})")
+    # In one piece: a notebook may send off a line without its end, and a page then shows an empty line.
+    print(f"{name}: {value:.4g}   (between {low:g} and {high:g})\n", end="")
     if not low <= value <= high:
         raise AssertionError(f"{name} is {value:.6g}, outside [{low:g}, {high:g}]")
 
