@@ -994,8 +994,10 @@ def _standard(x: Array) -> Array:
 
 @verifies(
     "ddpm-reverse-joint",
-    r"p_\theta(x_{0:T})=p(x_T)\prod_{t=1}^Tp_\theta(x_{t-1}\mid x_t),\quad p(x_T)=N(x_T;0,I),\qquad "
-    r"p_\theta(x_0)=\int p_\theta(x_{0:T})\,dx_{1:T}",
+    r"""\begin{aligned}
+p_\theta(x_{0:T})&=p(x_T)\prod_{t=1}^Tp_\theta(x_{t-1}\mid x_t),\qquad p(x_T)=N(x_T;0,I)\\
+p_\theta(x_0)&=\int p_\theta(x_{0:T})\,dx_{1:T}
+\end{aligned}""",
     kind="definition",
     route="quadrature",
     **QUADRATURE,
@@ -1426,10 +1428,10 @@ def ddpm_posterior_kl_mse(rng: np.random.Generator) -> Lines:
 @verifies(
     "ddpm-x0-weight",
     r"""\begin{aligned}
-\mathrm{KL}\big(q(x_{t-1}\mid x_t,x_0)\Vert p_\theta(x_{t-1}\mid x_t)\big)
-&=\frac{\bar\alpha_{t-1}\,\beta_t^2}{2\tilde\beta_t(1-\bar\alpha_t)^2}\Vert x_0-\hat x_\theta(x_t,t)\Vert^2\\
-&=\frac12\big(\mathrm{SNR}(t-1)-\mathrm{SNR}(t)\big)\Vert x_0-\hat x_\theta(x_t,t)\Vert^2\\
-&=\frac12\Big(\frac{\mathrm{SNR}(t-1)}{\mathrm{SNR}(t)}-1\Big)\Vert\epsilon-\epsilon_\theta(x_t,t)\Vert^2
+&\mathrm{KL}\big(q(x_{t-1}\mid x_t,x_0)\Vert p_\theta(x_{t-1}\mid x_t)\big)\\
+&\quad=\frac{\bar\alpha_{t-1}\,\beta_t^2}{2\tilde\beta_t(1-\bar\alpha_t)^2}\Vert x_0-\hat x_\theta(x_t,t)\Vert^2\\
+&\quad=\frac12\big(\mathrm{SNR}(t-1)-\mathrm{SNR}(t)\big)\Vert x_0-\hat x_\theta(x_t,t)\Vert^2\\
+&\quad=\frac12\Big(\frac{\mathrm{SNR}(t-1)}{\mathrm{SNR}(t)}-1\Big)\Vert\epsilon-\epsilon_\theta(x_t,t)\Vert^2
 \end{aligned}""",
     kind="identity",
     route="closed form",
@@ -1477,7 +1479,8 @@ v=\sqrt{\bar\alpha_t}\,\epsilon-\sqrt{1-\bar\alpha_t}\,x_0:\qquad
 x_0&=\sqrt{\bar\alpha_t}\,x_t-\sqrt{1-\bar\alpha_t}\,v\\
 \epsilon&=\sqrt{1-\bar\alpha_t}\,x_t+\sqrt{\bar\alpha_t}\,v\\
 \mathrm{KL}\big(q(x_{t-1}\mid x_t,x_0)\Vert p_\theta(x_{t-1}\mid x_t)\big)
-&=\frac{1-\bar\alpha_t}2\big(\mathrm{SNR}(t-1)-\mathrm{SNR}(t)\big)\Vert v-v_\theta(x_t,t)\Vert^2
+&=\frac{1-\bar\alpha_t}2\big(\mathrm{SNR}(t-1)-\mathrm{SNR}(t)\big)\\
+&\quad\cdot\Vert v-v_\theta(x_t,t)\Vert^2
 \end{aligned}""",
     kind="identity",
     route="closed form",
@@ -1715,7 +1718,8 @@ L_{\rm simple}&=\mathbb E_{t,x_0,\epsilon}\Vert\epsilon-\epsilon_\theta(x_t,t)\V
 &=\mathbb E_{t,x_t}\big\Vert\mathbb E[\epsilon\mid x_t]-\epsilon_\theta(x_t,t)\big\Vert^2
 +\mathbb E\big\Vert\epsilon-\mathbb E[\epsilon\mid x_t]\big\Vert^2\\
 &=\mathbb E_{t,x_t}\big[(1-\bar\alpha_t)\Vert s_\theta(x_t,t)-\nabla\log q(x_t)\Vert^2\big]
-+\mathrm{const},\qquad s_\theta=-\frac{\epsilon_\theta}{\sqrt{1-\bar\alpha_t}}
++\mathrm{const}\\
+&\quad\text{with }s_\theta=-\frac{\epsilon_\theta}{\sqrt{1-\bar\alpha_t}}
 \end{aligned}""",
     kind="identity",
     route="quadrature",
@@ -1787,8 +1791,8 @@ def l_simple(rng: np.random.Generator) -> Lines:
     r"""\begin{aligned}
 -\mathbb E\mathcal L&=\sum_{t=1}^Tw_t\,\mathbb E\Vert\epsilon-\epsilon_\theta(x_t,t)\Vert^2+C,\qquad
 w_t=\frac{\beta_t^2}{2\sigma_t^2\,\alpha_t(1-\bar\alpha_t)}\\
-C&=\mathbb E\,\mathrm{KL}\big(q(x_T\mid x_0)\Vert p(x_T)\big)+\frac{d_x}2\log(2\pi\sigma_1^2)
-+\frac{d_x}2\sum_{t=2}^T\Big(\frac{\tilde\beta_t}{\sigma_t^2}-1-\log\frac{\tilde\beta_t}{\sigma_t^2}\Big)\\
+C&=\mathbb E\,\mathrm{KL}\big(q(x_T\mid x_0)\Vert p(x_T)\big)+\frac{d_x}2\log(2\pi\sigma_1^2)\\
+&\quad+\frac{d_x}2\sum_{t=2}^T\Big(\frac{\tilde\beta_t}{\sigma_t^2}-1-\log\frac{\tilde\beta_t}{\sigma_t^2}\Big)\\
 L_{\rm simple}&=\frac1T\sum_{t=1}^T\mathbb E\Vert\epsilon-\epsilon_\theta(x_t,t)\Vert^2
 \end{aligned}""",
     kind="identity",
@@ -1983,8 +1987,8 @@ def learned_variance(rng: np.random.Generator) -> Lines:
     r"""\begin{aligned}
 \mathrm{Cov}(x_{t-1}\mid x_t)&=\tilde\beta_tI
 +\frac{\bar\alpha_{t-1}\,\beta_t^2}{(1-\bar\alpha_t)^2}\,\mathrm{Cov}(x_0\mid x_t)\\
-\tilde\beta_tI&\preceq\mathrm{Cov}(x_{t-1}\mid x_t)\preceq\beta_tI
-\qquad\text{for Gaussian data, }0\preceq\mathrm{Cov}(x_0)\preceq I
+\tilde\beta_tI&\preceq\mathrm{Cov}(x_{t-1}\mid x_t)\preceq\beta_tI\\
+&\quad\text{for Gaussian data, }0\preceq\mathrm{Cov}(x_0)\preceq I
 \end{aligned}""",
     kind="inequality",
     route="closed form",
@@ -2087,8 +2091,11 @@ def optimal_reverse_variance(rng: np.random.Generator) -> Lines:
 
 @verifies(
     "ddpm-small-steps",
-    r"\mathrm{KL}\Big(q(x_{t-1}\mid x_t)\,\Big\Vert\,N\Big(\frac{x_t+\beta_t\nabla\log q(x_t)}{\sqrt{\alpha_t}},"
-    r"\beta_tI\Big)\Big)=\frac{\beta_t^2}4\big\Vert I+\nabla^2\log q(x_t)\big\Vert_F^2+O(\beta_t^3)",
+    r"""\begin{aligned}
+&\mathrm{KL}\Big(q(x_{t-1}\mid x_t)\,\Big\Vert\,
+N\Big(\frac{x_t+\beta_t\nabla\log q(x_t)}{\sqrt{\alpha_t}},\beta_tI\Big)\Big)\\
+&\quad=\frac{\beta_t^2}4\big\Vert I+\nabla^2\log q(x_t)\big\Vert_F^2+O(\beta_t^3)
+\end{aligned}""",
     kind="identity",
     route="quadrature",
     tolerance=1e-6,
@@ -2212,8 +2219,11 @@ def ddpm_elbo_optimal(rng: np.random.Generator) -> Lines:
 
 @verifies(
     "ddpm-sampling",
-    r"x_T\sim N(0,I),\qquad x_{t-1}=\frac1{\sqrt{\alpha_t}}\Big(x_t-\frac{\beta_t}{\sqrt{1-\bar\alpha_t}}\,"
-    r"\epsilon_\theta(x_t,t)\Big)+\sigma_t\xi_t,\qquad\xi_t\sim N(0,I),\quad\xi_1=0",
+    r"""\begin{aligned}
+x_{t-1}&=\frac1{\sqrt{\alpha_t}}\Big(x_t-\frac{\beta_t}{\sqrt{1-\bar\alpha_t}}\,\epsilon_\theta(x_t,t)\Big)
++\sigma_t\xi_t\\
+&\quad\text{with }x_T\sim N(0,I),\quad\xi_t\sim N(0,I),\quad\xi_1=0
+\end{aligned}""",
     kind="definition",
     route="Monte Carlo",
     reason="five standard errors of means and covariances of 20,000 samples",

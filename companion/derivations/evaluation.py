@@ -169,7 +169,8 @@ def _inception(p_x: Array, p_y_x: Array) -> float:
     r"""\begin{aligned}
 1&\le\mathrm{IS}\le\exp H(p(y))\le C\\
 \mathrm{IS}&=1\quad\text{if }p(y\mid x)=p(y)\text{ for all }x\\
-\mathrm{IS}&=C\quad\text{if every }p(y\mid x)\text{ is sure of one class, and all classes are equally frequent}
+\mathrm{IS}&=C\quad\text{if every }p(y\mid x)\text{ is sure of one class,}\\
+&\qquad\quad\text{and all classes are equally frequent}
 \end{aligned}""",
     kind="inequality",
     route="enumeration",
@@ -223,8 +224,8 @@ def _fid(mean_r: Array, cov_r: Array, mean_g: Array, cov_g: Array) -> float:
     "frechet-transport",
     r"""\begin{aligned}
 W_2^2&=\min_{x\sim N(\mu_r,\Sigma_r),\;y\sim N(\mu_g,\Sigma_g)}\mathbb E\left[\Vert x-y\Vert_2^2\right]\\
-&=\mathbb E\left[\Vert x-T(x)\Vert_2^2\right],\quad T(x)=\mu_g+A(x-\mu_r),\quad
-A=\Sigma_r^{-1/2}\big(\Sigma_r^{1/2}\Sigma_g\Sigma_r^{1/2}\big)^{1/2}\Sigma_r^{-1/2}\\
+&=\mathbb E\left[\Vert x-T(x)\Vert_2^2\right],\quad T(x)=\mu_g+A(x-\mu_r),\\
+&\qquad A=\Sigma_r^{-1/2}\big(\Sigma_r^{1/2}\Sigma_g\Sigma_r^{1/2}\big)^{1/2}\Sigma_r^{-1/2}\\
 &=\Vert\mu_r-\mu_g\Vert_2^2+\mathrm{Tr}\Big(\Sigma_r+\Sigma_g-2\big(\Sigma_r^{1/2}\Sigma_g\Sigma_r^{1/2}\big)^{1/2}\Big)
 \end{aligned}""",
     kind="identity",
@@ -441,8 +442,8 @@ def fid_bias(rng: np.random.Generator) -> Lines:
     "fid-bias-dimension",
     r"""\begin{aligned}
 \mathbb E\left[\mathrm{FID}_n\right]&=\mathbb E\left[\Vert\bar x-\mu\Vert_2^2\right]
-+\frac1{4\sigma^2}\mathbb E\left[\Vert\hat\Sigma-\sigma^2I\Vert_F^2\right]+O(n^{-2}),
-\quad x^{(1)},\dots,x^{(n)}\sim N(\mu,\sigma^2I)\\
++\frac1{4\sigma^2}\mathbb E\left[\Vert\hat\Sigma-\sigma^2I\Vert_F^2\right]+O(n^{-2}),\\
+&\quad x^{(1)},\dots,x^{(n)}\sim N(\mu,\sigma^2I)\\
 &=\frac{\sigma^2d_x(d_x+5)}{4n}+O(n^{-2})
 \end{aligned}""",
     kind="identity",
@@ -514,8 +515,8 @@ def _two_laws(rng: np.random.Generator) -> tuple[Array, Array, Array, Array]:
     "mmd",
     r"""\begin{aligned}
 \mathrm{MMD}^2(p,q)&=\Big(\max_{\Vert f\Vert_{\mathcal H}\le1}
-\left\{\mathbb E_p\left[f(x)\right]-\mathbb E_q\left[f(y)\right]\right\}\Big)^2,
-\quad\text{attained at }f\propto m_p-m_q\\
+\left\{\mathbb E_p\left[f(x)\right]-\mathbb E_q\left[f(y)\right]\right\}\Big)^2,\\
+&\quad\text{attained at }f\propto m_p-m_q\\
 &=\Vert m_p-m_q\Vert_{\mathcal H}^2,\qquad m_p=\mathbb E_p\left[k(x,\cdot)\right]\\
 &=\mathbb E\left[k(x,x^\prime)\right]-2\,\mathbb E\left[k(x,y)\right]+\mathbb E\left[k(y,y^\prime)\right]
 \end{aligned}""",
@@ -657,8 +658,8 @@ def kid_kernel(rng: np.random.Generator) -> Lines:
 @verifies(
     "lost-modes",
     r"""\begin{aligned}
-&p:\text{ the }2m\text{ corners of a regular polygon around }0,\text{ of radius }r;
-\quad q:\text{ every other of them}\\
+&p:\text{ the }2m\text{ corners of a regular polygon around }0,\text{ of radius }r\\
+&q:\text{ every other of them}\\
 &\quad m=2:\qquad\mathrm{FID}=(2-\sqrt2)\,r^2,\qquad\mathrm{KID}=\tfrac38r^4\\
 &\quad m=3:\qquad\mathrm{FID}=0,\qquad\mathrm{KID}=\tfrac1{32}r^6\\
 &\quad m=4:\qquad\mathrm{FID}=0,\qquad\mathrm{KID}=0
@@ -728,10 +729,10 @@ def _tree(points: Array, centres: Array, k: int) -> list[list[int]]:
 @verifies(
     "precision-recall",
     r"""\begin{aligned}
-\text{precision}&=\frac1M\sum_{j=1}^M\mathbf1\bigg[y_j\in\bigcup_{i=1}^NB(x_i)\bigg],\qquad
-\text{recall}=\frac1N\sum_{i=1}^N\mathbf1\bigg[x_i\in\bigcup_{j=1}^MB(y_j)\bigg]\\
-&\quad B(x_i)=\big\{x:\Vert x-x_i\Vert_2\le\text{the distance from }x_i
-\text{ to its }k\text{-th neighbour among the other }x_j\big\}
+\text{precision}&=\frac1M\sum_{j=1}^M\mathbf1\bigg[y_j\in\bigcup_{i=1}^NB(x_i)\bigg]\\
+\text{recall}&=\frac1N\sum_{i=1}^N\mathbf1\bigg[x_i\in\bigcup_{j=1}^MB(y_j)\bigg]\\
+B(x_i)&=\big\{x:\Vert x-x_i\Vert_2\le\text{the distance from }x_i\\
+&\qquad\text{ to its }k\text{-th neighbour among the other }x_j\big\}
 \end{aligned}""",
     kind="definition",
     route="enumeration",
@@ -766,8 +767,10 @@ def precision_recall(rng: np.random.Generator) -> Lines:
 
 @verifies(
     "density-coverage",
-    r"\text{density}=\frac1{kM}\sum_{j=1}^M\sum_{i=1}^N\mathbf1\left[y_j\in B(x_i)\right],\qquad"
-    r"\text{coverage}=\frac1N\sum_{i=1}^N\mathbf1\left[\text{some }y_j\in B(x_i)\right]",
+    r"""\begin{aligned}
+\text{density}&=\frac1{kM}\sum_{j=1}^M\sum_{i=1}^N\mathbf1\left[y_j\in B(x_i)\right]\\
+\text{coverage}&=\frac1N\sum_{i=1}^N\mathbf1\left[\text{some }y_j\in B(x_i)\right]
+\end{aligned}""",
     kind="definition",
     route="enumeration",
     **SMALL_SUMS,
@@ -869,7 +872,8 @@ def _of_bits(shares: Array) -> Array:
     r"""\begin{aligned}
 &\log\big(\epsilon\,p(x)+(1-\epsilon)\,q(x)\big)\ge\log p(x)+\log\epsilon\\
 &\quad\Longrightarrow\quad\mathbb E_p\left[\log p(x)\right]
--\mathbb E_p\left[\log\big(\epsilon\,p(x)+(1-\epsilon)\,q(x)\big)\right]\le-\log\epsilon
+-\mathbb E_p\left[\log\big(\epsilon\,p(x)+(1-\epsilon)\,q(x)\big)\right]\\
+&\qquad\le-\log\epsilon
 \qquad\text{whatever }d_x
 \end{aligned}""",
     kind="inequality",
@@ -964,9 +968,9 @@ def memorised_likelihood(rng: np.random.Generator) -> Lines:
 @verifies(
     "classifier-two-sample",
     r"""\begin{aligned}
-\max_c\left\{\tfrac12P_p(c(x)=1)+\tfrac12P_q(c(x)=0)\right\}
-&=\tfrac12P_p\big(p(x)>q(x)\big)+\tfrac12P_q\big(p(x)\le q(x)\big)\\
-&=\tfrac12+\tfrac12\mathrm{TV}(p,q),\qquad\mathrm{TV}(p,q)=\tfrac12\int|p(x)-q(x)|\,dx
+&\max_c\left\{\tfrac12P_p(c(x)=1)+\tfrac12P_q(c(x)=0)\right\}\\
+&\quad=\tfrac12P_p\big(p(x)>q(x)\big)+\tfrac12P_q\big(p(x)\le q(x)\big)\\
+&\quad=\tfrac12+\tfrac12\mathrm{TV}(p,q),\qquad\mathrm{TV}(p,q)=\tfrac12\int|p(x)-q(x)|\,dx
 \end{aligned}""",
     kind="identity",
     route="enumeration",
@@ -1017,7 +1021,7 @@ def classifier_two_sample(rng: np.random.Generator) -> Lines:
 @verifies(
     "parzen-gap",
     r"""\begin{aligned}
-p=N(0,s^2I):\qquad\mathrm{KL}\big(p\,\big\Vert\,\mathbb E\left[\hat p_h\right]\big)
+p=N(0,s^2I):\quad\mathrm{KL}\big(p\,\big\Vert\,\mathbb E\left[\hat p_h\right]\big)
 &=\mathrm{KL}\big(N(0,s^2I)\,\big\Vert\,N(0,(s^2+h^2)I)\big)\\
 &=\frac{d_x}2\Big(\log(1+r)-\frac r{1+r}\Big),\qquad r=\frac{h^2}{s^2}
 \end{aligned}""",

@@ -302,8 +302,8 @@ def fokker_planck_ode(rng: np.random.Generator) -> Lines:
     "reverse-sde",
     r"""\begin{aligned}
 dx&=\big[f-g^2\,\nabla\log p_t(x)\big]dt+g\,d\bar W,\qquad dt<0\\
-f-g^2\,\nabla\log p_t(x)&=\lim_{h\to0}\frac{x-\mathbb E[x_{t-h}\mid x_t=x]}h,\qquad
-g^2I=\lim_{h\to0}\frac{\mathrm{Cov}[x_{t-h}\mid x_t=x]}h
+f-g^2\,\nabla\log p_t(x)&=\lim_{h\to0}\frac{x-\mathbb E[x_{t-h}\mid x_t=x]}h\\
+g^2I&=\lim_{h\to0}\frac{\mathrm{Cov}[x_{t-h}\mid x_t=x]}h
 \end{aligned}""",
     kind="identity",
     route="closed form",
@@ -512,7 +512,8 @@ def pf_ode_in_alpha(rng: np.random.Generator) -> Lines:
     "ode-likelihood",
     r"""\begin{aligned}
 \log p_0(x_0)&=\log p_1(x_1)+\log\Big|\det\frac{\partial x_1}{\partial x_0}\Big|\\
-&=\log p_1(x_1)+\int_0^1\nabla\cdot v(x_t,t)\,dt,\qquad v=f-\tfrac12g^2\,\nabla\log p_t,\quad\frac{dx_t}{dt}=v(x_t,t)
+&=\log p_1(x_1)+\int_0^1\nabla\cdot v(x_t,t)\,dt\\
+&\quad\text{with }v=f-\tfrac12g^2\,\nabla\log p_t,\quad\frac{dx_t}{dt}=v(x_t,t)
 \end{aligned}""",
     kind="identity",
     route="closed form",
@@ -619,8 +620,8 @@ def _ddim(x: Array, denoised: Array, before: float, now: float) -> Array:
     r"""\begin{aligned}
 q_\sigma(x_{t-1}\mid x_t,x_0)&=N\Big(\sqrt{\bar\alpha_{t-1}}\,x_0
 +\sqrt{1-\bar\alpha_{t-1}-\sigma^2}\;\frac{x_t-\sqrt{\bar\alpha_t}\,x_0}{\sqrt{1-\bar\alpha_t}},\;\sigma^2I\Big)\\
-q(x_{t-1}\mid x_0)&=\int q_\sigma(x_{t-1}\mid x_t,x_0)\,q(x_t\mid x_0)\,dx_t
-=N\big(\sqrt{\bar\alpha_{t-1}}\,x_0,\,(1-\bar\alpha_{t-1})I\big)\quad\text{for every }\sigma
+q(x_{t-1}\mid x_0)&=\int q_\sigma(x_{t-1}\mid x_t,x_0)\,q(x_t\mid x_0)\,dx_t\\
+&=N\big(\sqrt{\bar\alpha_{t-1}}\,x_0,\,(1-\bar\alpha_{t-1})I\big)\quad\text{for every }\sigma
 \end{aligned}""",
     kind="identity",
     route="quadrature",
@@ -874,10 +875,10 @@ def ode_truncation_error(rng: np.random.Generator) -> Lines:
     r"""\begin{aligned}
 \bar x'&=\bar x_i+h_i\,d(\bar x_i,\bar\sigma_i),\qquad
 d(\bar x,\bar\sigma)=\frac{\bar x-\hat x_0(\bar x,\bar\sigma)}{\bar\sigma}\\
-\bar x_{i+1}&=\bar x_i+h_i\,\tfrac12\big[d(\bar x_i,\bar\sigma_i)+d(\bar x',\bar\sigma_{i+1})\big],
-\qquad\text{but }\bar x_n=\bar x'\text{ where }\bar\sigma_n=0\\
-&\quad\text{and for }x_0\sim N(0,s^2),\ h_i=\bar\sigma_{i+1}-\bar\sigma_i=-\frac Sn:\quad
-\frac{x_0^{(n)}}{x_0}=1-\frac{S^2}{8s^2n^2}\Big[3+\frac{s^4}{(s^2+S^2)^2}\Big]+O(n^{-3})
+\bar x_{i+1}&=\bar x_i+h_i\,\tfrac12\big[d(\bar x_i,\bar\sigma_i)+d(\bar x',\bar\sigma_{i+1})\big]\\
+&\quad\text{but }\bar x_n=\bar x'\text{ where }\bar\sigma_n=0\\
+&\quad\text{and for }x_0\sim N(0,s^2),\ h_i=\bar\sigma_{i+1}-\bar\sigma_i=-\frac Sn:\\
+&\qquad\frac{x_0^{(n)}}{x_0}=1-\frac{S^2}{8s^2n^2}\Big[3+\frac{s^4}{(s^2+S^2)^2}\Big]+O(n^{-3})
 \end{aligned}""",
     kind="identity",
     route="closed form",
@@ -1096,10 +1097,10 @@ def dpm_solver_2m(rng: np.random.Generator) -> Lines:
     "dpm-solver-order",
     r"""\begin{aligned}
 \frac{x^{(n)}_{\rm DDIM}}x&=1-\frac\Lambda{4n}\,(q_n-q_0)+O(n^{-2})\\
-\frac{x^{(n)}_{\rm 2M}}x&=1-\frac{\Lambda^2}{n^2}\Big[\tfrac14(q_n-q_0)-\tfrac5{16}(q_n^2-q_0^2)
-+\tfrac12q_0(1-q_0)\Big]+O(n^{-3})\\
-&\quad\text{for }x_0\sim N(0,s^2),\ n\text{ equal steps in }\lambda\text{, the first of 2M being DDIM's,}\\
-&\quad\Lambda=\lambda_n-\lambda_0,\qquad q_i=\frac{s^2}{s^2+\bar\sigma_i^2}
+\frac{x^{(n)}_{\rm 2M}}x&=1-\frac{\Lambda^2}{n^2}\Big[\tfrac14(q_n-q_0)-\tfrac5{16}(q_n^2-q_0^2)\\
+&\qquad+\tfrac12q_0(1-q_0)\Big]+O(n^{-3})\\
+&\quad\text{for }x_0\sim N(0,s^2),\ n\text{ equal steps in }\lambda\text{,}\\
+&\quad\text{the first of 2M being DDIM's, with }\Lambda=\lambda_n-\lambda_0,\qquad q_i=\frac{s^2}{s^2+\bar\sigma_i^2}
 \end{aligned}""",
     kind="identity",
     route="closed form",
@@ -1295,8 +1296,8 @@ def _two_spreads(rng: np.random.Generator) -> tuple[Array, Array, float]:
 @verifies(
     "guidance-not-diffusion",
     r"""\begin{aligned}
-v(\tau)&=\text{variance of }\frac{p_\tau(x\mid y)^{1+w}}{Z_\tau\,p_\tau(x)^w}=\frac1{(1+w)A-wB},\qquad
-A=\frac1{c^2+\tau},\quad B=\frac1{s^2+\tau}\\
+v(\tau)&=\text{variance of }\frac{p_\tau(x\mid y)^{1+w}}{Z_\tau\,p_\tau(x)^w}=\frac1{(1+w)A-wB}\\
+&\quad\text{with }A=\frac1{c^2+\tau},\quad B=\frac1{s^2+\tau}\\
 \frac{dv}{d\tau}&=1-w(1+w)\Big(\frac{A-B}{(1+w)A-wB}\Big)^2\quad\text{while a diffusion has }\frac{dv}{d\tau}=1\\
 &\quad\text{for }p_0(x\mid y)=N(\mu,c^2),\quad p_0(x)=N(0,s^2),\quad\tau=\bar\sigma^2
 \end{aligned}""",
@@ -1354,8 +1355,9 @@ def guidance_not_diffusion(rng: np.random.Generator) -> Lines:
 @verifies(
     "guidance-variance",
     r"""\begin{aligned}
-\mathrm{Var}[x_0],\ \text{by the guided ODE from }\bar\sigma=\infty&=c^2\Big(\frac{c^2}{s^2}\Big)^w\\
-&\le\frac{c^2}{1+w(1-c^2/s^2)}=\text{variance of }\frac{p_0(x\mid y)^{1+w}}{Z\,p_0(x)^w}\\
+&\mathrm{Var}[x_0],\ \text{by the guided ODE from }\bar\sigma=\infty\\
+&\quad=c^2\Big(\frac{c^2}{s^2}\Big)^w\\
+&\quad\le\frac{c^2}{1+w(1-c^2/s^2)}=\text{variance of }\frac{p_0(x\mid y)^{1+w}}{Z\,p_0(x)^w}\\
 &\quad\text{for }p_0(x\mid y)=N(\mu,c^2),\quad p_0(x)=N(0,s^2),\quad c\le s
 \end{aligned}""",
     kind="inequality",
@@ -1433,8 +1435,10 @@ class _Autoencoder:
 
 @verifies(
     "latent-diffusion",
-    r"z_1\sim p_1,\quad\frac{dz}{dt}=f-\tfrac12g^2\,\nabla\log p_t(z),\quad\hat x=\mathcal D(z_0)"
-    r"\qquad\Longrightarrow\qquad\hat x\overset d=\mathcal D(\mathcal E(x)),\quad x\sim p_{\rm data}",
+    r"""\begin{aligned}
+&z_1\sim p_1,\quad\frac{dz}{dt}=f-\tfrac12g^2\,\nabla\log p_t(z),\quad\hat x=\mathcal D(z_0)\\
+&\quad\Longrightarrow\quad\hat x\overset d=\mathcal D(\mathcal E(x)),\quad x\sim p_{\rm data}
+\end{aligned}""",
     kind="identity",
     route="closed form",
     **SOLVED,
@@ -1478,8 +1482,8 @@ def latent_diffusion(rng: np.random.Generator) -> Lines:
 @verifies(
     "latent-ceiling",
     r"""\begin{aligned}
-W_2^2(p_{\rm data},\,\text{law of }\mathcal D(z))&\ge W_2^2(p_{\rm data},\,\text{law of }\mathcal D(\mathcal E(x)))
-\qquad\text{whatever the law of }z\\
+W_2^2(p_{\rm data},\,\text{law of }\mathcal D(z))&\ge W_2^2(p_{\rm data},\,\text{law of }\mathcal D(\mathcal E(x)))\\
+&\quad\,\text{whatever the law of }z\\
 &=\mathbb E_{p_{\rm data}}\Vert x-\mathcal D(\mathcal E(x))\Vert^2=\sum_{k>d_z}\lambda_k(C)
 \end{aligned}""",
     kind="inequality",
@@ -1794,12 +1798,13 @@ class _Student:
 @verifies(
     "consistency-parameterisation",
     r"""\begin{aligned}
-f_\theta(\bar x,\bar\sigma)&=c_{\rm skip}(\bar\sigma)\,\bar x+c_{\rm out}(\bar\sigma)\,F_\theta(\bar x,\bar\sigma)
-\quad\Longrightarrow\quad f_\theta(\bar x,\bar\sigma_{\min})=\bar x\\
+f_\theta(\bar x,\bar\sigma)&=c_{\rm skip}(\bar\sigma)\,\bar x+c_{\rm out}(\bar\sigma)\,F_\theta(\bar x,\bar\sigma)\\
+&\quad\Longrightarrow\quad f_\theta(\bar x,\bar\sigma_{\min})=\bar x\\
 &\quad\text{with }c_{\rm skip}=\frac{\sigma_{\rm d}^2}{(\bar\sigma-\bar\sigma_{\min})^2+\sigma_{\rm d}^2},\quad
 c_{\rm out}=\frac{\sigma_{\rm d}\,(\bar\sigma-\bar\sigma_{\min})}{\sqrt{\sigma_{\rm d}^2+\bar\sigma^2}}\\
-&\quad\text{for }\bar\sigma_{\min}=0:\quad c_{\rm skip}=\arg\min_c\mathbb E(x_0-c\bar x)^2,\quad
-c_{\rm out}^2=\min_c\mathbb E(x_0-c\bar x)^2\quad\text{if }\mathrm{Var}[x_0]=\sigma_{\rm d}^2
+&\quad\text{for }\bar\sigma_{\min}=0\text{ and }\mathrm{Var}[x_0]=\sigma_{\rm d}^2:\\
+&\qquad c_{\rm skip}=\arg\min_c\mathbb E(x_0-c\bar x)^2,\quad
+c_{\rm out}^2=\min_c\mathbb E(x_0-c\bar x)^2
 \end{aligned}""",
     kind="identity",
     route="closed form",
@@ -1841,7 +1846,8 @@ def consistency_parameterisation(rng: np.random.Generator) -> Lines:
 \Vert f_\theta(\bar x_N,\bar\sigma_N)-\bar x_0\Vert&=\Big\Vert\sum_{i=1}^N
 f_\theta(\bar x_i,\bar\sigma_i)-f_\theta(\bar x_{i-1},\bar\sigma_{i-1})\Big\Vert\\
 &\le\sum_{i=1}^N\Vert f_\theta(\bar x_i,\bar\sigma_i)-f_\theta(\bar x_{i-1},\bar\sigma_{i-1})\Vert\\
-&\quad\text{if }f_\theta(\bar x_0,\bar\sigma_0)=\bar x_0,\text{ for }\bar x_0,\dots,\bar x_N\text{ on a path of the ODE}
+&\quad\text{if }f_\theta(\bar x_0,\bar\sigma_0)=\bar x_0,\\
+&\qquad\text{ for }\bar x_0,\dots,\bar x_N\text{ on a path of the ODE}
 \end{aligned}""",
     kind="inequality",
     route="closed form",
@@ -1939,7 +1945,8 @@ def consistency_score(rng: np.random.Generator) -> Lines:
     r"""\begin{aligned}
 &\lim_{\delta\to0}\frac1\delta\,\nabla_\theta\,
 \mathbb E\big\Vert f_\theta(x_0+(\bar\sigma+\delta)\epsilon,\,\bar\sigma+\delta)
--f_{\theta^-}(x_0+\bar\sigma\epsilon,\,\bar\sigma)\big\Vert^2,\qquad\theta^-=\theta\text{ held fixed}\\
+-f_{\theta^-}(x_0+\bar\sigma\epsilon,\,\bar\sigma)\big\Vert^2\\
+&\quad\text{with }\theta^-=\theta\text{ held fixed}\\
 &\quad=2\,\mathbb E\Big[\Big(\frac{\partial f_\theta}{\partial\theta}\Big)^\top
 \Big(\frac{\partial f_\theta}{\partial\bar\sigma}+\frac{\partial f_\theta}{\partial\bar x}\,\epsilon\Big)\Big]
 \qquad\text{no teacher}\\
