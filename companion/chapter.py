@@ -1,6 +1,7 @@
 """What the chapters call: training where it is fastest, numbers within their range, and sources."""
 
 import inspect
+import math
 import textwrap
 from collections.abc import Callable
 from typing import Any
@@ -11,23 +12,23 @@ from torch import nn
 from companion import training
 from companion.training import Batches, Examples, Fit, Settings
 
-
-def device() -> str:
-    """ "cuda" where there is a GPU, and "cpu" elsewhere."""
-    return "cuda" if torch.cuda.is_available() else "cpu"
+# An example of fewer numbers goes through a network faster than a GPU is told what to do.
+FEW = 100
 
 
 def machine() -> str:
     """What a chapter trains on, in words."""
-    found = torch.cuda.get_device_name() if device() == "cuda" else f"the CPU, in {torch.get_num_threads()} threads"
-    return f"PyTorch {torch.__version__} trains on {found}"
+    cpu = f"the CPU, in {torch.get_num_threads()} threads"
+    if not torch.cuda.is_available():
+        return f"PyTorch {torch.__version__} trains on {cpu}"
+    return f"PyTorch {torch.__version__} trains on {torch.cuda.get_device_name()}; models of a few numbers on {cpu}"
 
 
 def fit(model: nn.Module, data: Examples | Batches, settings: Settings, **options: Any) -> Fit:
-    """`companion.training.fit` as the chapters call it: on the GPU where there is one, and without a bar.
+    """`companion.training.fit` as the chapters call it: without a bar, and where it is fastest.
 
-    The model comes back to the CPU, on which the rest of a chapter computes: its figures, and its noise, which is the
-    same on every machine.
+    Models of images and sounds train on the GPU if there is one, and come back to the CPU, on which the rest of a
+    chapter computes. Those in the plane train on the CPU.
 
     Args:
         options: as for `companion.training.fit`.
@@ -40,7 +41,9 @@ def fit(model: nn.Module, data: Examples | Batches, settings: Settings, **option
     >>> fit(IndependentPixels((2,)), x, Settings(steps=5)).model.logits.device
     device(type='cpu')
     """
-    found = training.fit(model, data, settings, device=device(), progress=False, **options)
+    large = math.prod(getattr(model, "event_shape", ())) >= FEW
+    device = "cuda" if large and torch.cuda.is_available() else "cpu"
+    found = training.fit(model, data, settings, device=device, progress=False, **options)
     found.model.to("cpu")
     return found
 

@@ -77,8 +77,10 @@ def test_the_stand_in_refuses_what_cuda_does():
         assert x[[0, 2]].shape == (2, 2) and (x * torch.tensor(2.0)).sum().item() == 2 * x.sum().item()
 
 
-def test_chapters_train_on_the_gpu_and_go_on_on_the_cpu():
+@pytest.mark.parametrize(("event_shape", "device"), [((10, 10), "cuda"), ((3,), "cpu")])
+def test_chapters_train_images_on_the_gpu_and_go_on_on_the_cpu(event_shape, device):
     model, seen = Net(), []
+    model.event_shape = event_shape
 
     def data(n, generator):
         seen.append(next(model.parameters()).device.type)
@@ -86,11 +88,17 @@ def test_chapters_train_on_the_gpu_and_go_on_on_the_cpu():
 
     with cuda_stand_in.cuda_stand_in():
         assert chapter.fit(model, data, Settings(steps=2)).model is model
-        assert chapter.machine().endswith("trains on a stand-in for CUDA")
-    assert seen == ["cuda", "cuda"] and {t.device.type for t in model.state_dict().values()} == {"cpu"}
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(torch.cuda, "is_available", lambda: False)
-        assert chapter.machine().endswith("trains on the CPU, in 1 threads") and chapter.device() == "cpu"
+        assert "trains on a stand-in for CUDA;" in chapter.machine()
+    assert seen == [device, device] and {t.device.type for t in model.state_dict().values()} == {"cpu"}
+
+
+def test_chapters_train_on_the_cpu_where_there_is_no_gpu(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert chapter.machine().endswith("trains on the CPU, in 1 threads")
+    model = Net()
+    model.event_shape = (28, 28)
+    chapter.fit(model, torch.zeros(4, 3), Settings(steps=1))
+    assert not any(tensor.is_cuda for tensor in model.state_dict().values())
 
 
 @pytest.mark.parametrize("name", PRESETS)
