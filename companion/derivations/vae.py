@@ -674,7 +674,8 @@ def vae_loss_code(rng: np.random.Generator) -> Lines:
 &=\frac1{2\sigma_x^2}\Big(\mathbb E_{q_\phi}\Vert x-\hat x_\theta(z)\Vert^2+2\sigma_x^2\,\mathrm{KL}(q_\phi\Vert p)\Big)
 +\frac{d_x}2\log(2\pi\sigma_x^2)\\
 &=\frac1\beta\Big(\mathbb E_{q_\phi}\Vert x-\hat x_\theta(z)\Vert^2+\beta\,\mathrm{KL}(q_\phi\Vert p)\Big)
-+\frac{d_x}2\log(\pi\beta),\qquad\beta=2\sigma_x^2
++\frac{d_x}2\log(\pi\beta)\\
+&\quad\text{with }\beta=2\sigma_x^2
 \end{aligned}""",
     kind="identity",
     route="quadrature",
