@@ -529,8 +529,8 @@ def hvae_gap(toy: Tower) -> Lines:
 @verifies(
     "hvae-elbo-layers",
     r"""\begin{aligned}
-\mathcal L(\theta,\phi;x)&=\mathbb E_{q_\phi}\left[\log p_\theta(x\mid z_1)+\log p(z_T)\right.\\
-&\quad\left.+\sum_{t=2}^T\log p_\theta(z_{t-1}\mid z_t)-\sum_{t=1}^T\log q_\phi(z_t\mid z_{t-1})\right],
+\mathcal L(\theta,\phi;x)&=\mathbb E_{q_\phi}\bigg[\log p_\theta(x\mid z_1)+\log p(z_T)\\
+&\quad+\sum_{t=2}^T\log p_\theta(z_{t-1}\mid z_t)-\sum_{t=1}^T\log q_\phi(z_t\mid z_{t-1})\bigg],
 \qquad z_0\equiv x\\
 &=\mathbb E_{q_\phi}\left[\log p_\theta(x\mid z_1)\right]
 +\sum_{t=2}^T\mathbb E_{q_\phi}\left[\log\frac{p_\theta(z_{t-1}\mid z_t)}{q_\phi(z_{t-1}\mid z_{t-2})}\right]\\
