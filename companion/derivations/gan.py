@@ -257,7 +257,8 @@ def jsd_definition(rng: np.random.Generator) -> Lines:
 V(D^*,G)&=\mathbb E_{p_{\rm data}}\left[\log\frac{p_{\rm data}(x)}{p_{\rm data}(x)+p_g(x)}\right]
 +\mathbb E_{p_g}\left[\log\frac{p_g(x)}{p_{\rm data}(x)+p_g(x)}\right]\\
 &=-2\log2+\mathbb E_{p_{\rm data}}\left[\log\frac{p_{\rm data}(x)}{m(x)}\right]
-+\mathbb E_{p_g}\left[\log\frac{p_g(x)}{m(x)}\right],\quad m=\frac{p_{\rm data}+p_g}2\\
++\mathbb E_{p_g}\left[\log\frac{p_g(x)}{m(x)}\right]\\
+&\quad\text{with }m=\frac{p_{\rm data}+p_g}2\\
 &=-\log4+\mathrm{KL}(p_{\rm data}\Vert m)+\mathrm{KL}(p_g\Vert m)\\
 &=-\log4+2\,\mathrm{JSD}(p_{\rm data}\Vert p_g)
 \end{aligned}""",
@@ -1160,7 +1161,8 @@ def label_smoothing(rng: np.random.Generator) -> Lines:
     "label-smoothing-gradient",
     r"""\begin{aligned}
 \nabla_x\log D^*(x)&=\frac{(a_{\rm real}-a_{\rm fake})\,D_0(x)}{a_{\rm fake}+(a_{\rm real}-a_{\rm fake})\,D_0(x)}\;
-\nabla_x\log D_0(x),\quad D_0=\frac{p_{\rm data}}{p_{\rm data}+p_g}\\
+\nabla_x\log D_0(x)\\
+&\quad\text{with }D_0=\frac{p_{\rm data}}{p_{\rm data}+p_g}\\
 &=\nabla_x\log D_0(x)\qquad\text{if }a_{\rm fake}=0\\
 &\longrightarrow0\qquad\text{if }a_{\rm fake}>0\text{ and }D_0(x)\to0
 \end{aligned}""",
