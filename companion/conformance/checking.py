@@ -1,5 +1,6 @@
 """Runs every check that applies to a model, by the questions it answers."""
 
+import inspect
 import math
 from collections.abc import Callable
 from typing import Literal
@@ -40,13 +41,16 @@ def check(
         event_shape: the shape of one event; that of `x` or the model's own attribute where None.
         support: "binary" or "real"; where None, read off `x` or `states`.
         states: all states of a discrete model that is not binary.
-        reach, points: the quadrature of real events of one or two dimensions, on [-reach, reach]^dim.
+        reach, points: the quadrature of real events of one or two dimensions starts with about `points` nodes per axis
+            on [-reach, reach]^dim and as many beyond; the model's samples show it where the density is.
         repeats: evaluations of whatever is random, for its standard error.
         n: samples drawn where a sampler meets a density.
         log_prior: log p(z) of the model's code, (batch,); standard normal where None.
 
     Raises:
-        ValueError: the events' shape or support is neither given nor known, or they contradict each other.
+        TypeError: `model` is a class, or `event_shape` no tuple of integers.
+        ValueError: the events' shape or support is neither given nor known, or they contradict each other; or a
+            number is out of its range.
 
     >>> from companion.conformance import check
     >>> from companion.models import IndependentPixels
@@ -54,15 +58,24 @@ def check(
     >>> [outcome.name for outcome in report.outcomes]
     ['log_prob sums to 1', 'sample is repeatable', 'sample agrees with log_prob', 'loss is in its unit']
     """
-    data = x if x is not None else states
-    event_shape = data.shape[1:] if data is not None else event_shape or getattr(model, "event_shape", None)
-    if event_shape is None:
-        raise ValueError("the shape of an event is not known: give x or event_shape")
-    event_shape, dims = tuple(event_shape), math.prod(event_shape)
+    if isinstance(model, type):
+        raise TypeError(f"model must be an object, got the class {model.__name__}; make one: {model.__name__}(…)")
+    for name, number, least in (("repeats", repeats, 2), ("n", n, 2), ("points", 3 if points is None else points, 3)):
+        if not isinstance(number, int) or number < least:
+            raise ValueError(f"{name} must be an integer of at least {least}, got {number!r}")
+    if not 0 < reach < math.inf:
+        raise ValueError(f"reach must be positive and finite, got {reach!r}")
+    event_shape = _event_shape(model, event_shape, {"x": x, "states": states})
+    dims, data = math.prod(event_shape), x if x is not None else states
+    binary = data is not None and bool(((data == 0) | (data == 1)).all())
     if support is None:
         if data is None:
             raise ValueError("the kind of data is not known: give x, or support='binary' or 'real'")
-        support = "binary" if ((data == 0) | (data == 1)).all() else "real"
+        support = "binary" if binary else "real"
+    if states is None and data is not None and not data.is_floating_point() and not binary:
+        raise ValueError(
+            f"x has the dtype {data.dtype}: give all states of a discrete model, or x.float() for a real one"
+        )
     if support not in SUPPORTS:
         raise ValueError(f"support must be one of {', '.join(SUPPORTS)}, got {support!r}")
     parameters = list(model.parameters()) if hasattr(model, "parameters") else []
@@ -82,30 +95,36 @@ def check(
         x = _inputs(event_shape, support, states, dtype, device, seed)
 
     methods = ("log_prob", "elbo", "importance_bound", "sample", "encode", "decode", "loss", "score", "energy")
+    found = {m: getattr(model, m) for m in methods if callable(getattr(model, m, None))}
+    if not found:
+        raise ValueError(f"{type(model).__name__} answers none of the questions: {', '.join(methods)}")
+    outcomes: list[Outcome] = []
+    skipped = {m: why for m, function in found.items() if (why := _other_arguments(m, function))}
     log_prob, elbo, importance, sample, encode, decode, loss, score, energy = (
-        getattr(model, m) if callable(getattr(model, m, None)) else None for m in methods
+        None if m in skipped else found.get(m) for m in methods
     )
     if states is not None and not log_prob and len(states) > ESTIMATED_STATES:
         too_large = (
             f"a bound on each of {len(states):,} states would take too long; at most {ESTIMATED_STATES:,} are tried"
         )
         states, discrete = None, False
-    outcomes: list[Outcome] = []
-    skipped: dict[str, str] = {}
 
     def run(name: str, function: Callable[..., Outcome], *args, **kwargs) -> None:
         try:
             found = function(*args, **kwargs)
         except Exception as error:  # a model that raises is what this is for: the report says so
-            found = Outcome(name, False, math.inf, 0.0, f"{type(error).__name__}: {error}")
+            found = Outcome(name, False, math.inf, 0.0, _first_line(error))
         outcomes.append(Outcome(name, found.passed, found.error, found.allowed, found.detail, found.unit))
 
     # The quadrature has its nodes on the processor, as rows.
     def of_rows(x: Tensor) -> Tensor:
+        assert log_prob is not None
         return log_prob(x.reshape(-1, *event_shape).to(device)).cpu()
 
     def as_rows(m: int) -> Tensor:
-        return sample(m).reshape(-1, dims).cpu()
+        assert sample is not None
+        x = sample(m)
+        return x.reshape(-1, dims).cpu() if isinstance(x, Tensor) else x
 
     again = {"repeats": repeats, "seed": seed}
     dim = {"dtype": dtype} | ({"points": points} if points else {})
@@ -150,9 +169,44 @@ def check(
         run("loss is in its unit", losses.loss_in_unit, loss, x, log_prob, None if log_prob else bound, **again)
     if score or energy:
         _score(run, skipped, score, energy, log_prob, x)
-    if not outcomes:
-        raise ValueError(f"{type(model).__name__} answers none of the questions: {', '.join(methods)}")
     return Report(type(model).__name__, tuple(outcomes), skipped)
+
+
+def _event_shape(model: object, given: object, data: dict[str, Tensor | None]) -> tuple[int, ...]:
+    """That of the data, as given, or the model's own."""
+    if given is not None and not (isinstance(given, (tuple, list)) and all(isinstance(d, int) for d in given)):
+        raise TypeError(f"event_shape must be a tuple of integers, such as (2,), got {given!r}")
+    for name, batch in data.items():
+        if batch is None:
+            continue
+        if not isinstance(batch, Tensor) or batch.ndim == 0 or len(batch) == 0:
+            got = f"the shape {tuple(batch.shape)}" if isinstance(batch, Tensor) else type(batch).__name__
+            raise ValueError(f"{name} must be a tensor with an event in each row, got {got}")
+        if given is not None and tuple(given) != tuple(batch.shape[1:]):
+            raise ValueError(f"event_shape must be {tuple(batch.shape[1:])} as for {name}, got {tuple(given)}")
+        given = tuple(batch.shape[1:])
+    if given is None:
+        given = getattr(model, "event_shape", None)
+    if given is None:
+        raise ValueError("the shape of an event is not known: give x or event_shape")
+    return tuple(given)
+
+
+def _other_arguments(name: str, function: Callable) -> str:
+    """Why the method cannot be called as the checks do; empty where it can."""
+    arguments = {"importance_bound": ("x", "samples"), "sample": ("n",), "decode": ("z",)}.get(name, ("x",))
+    try:
+        signature = inspect.signature(function)
+        signature.bind(*arguments)
+    except TypeError as error:
+        return f"{name}({', '.join(arguments)}) does not fit {name}{signature}, {error}: wrap the model"
+    except ValueError:  # some built-in functions tell no signature
+        pass
+    return ""
+
+
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error).strip()}".splitlines()[0]
 
 
 def _inputs(event_shape, support, states, dtype, device, seed) -> Tensor:
@@ -198,9 +252,14 @@ def _importance(run, skipped, importance, elbo, log_prob, sample, x, states, too
 def _code(run, skipped, elbo, log_prob, encode, decode, x, log_prior, again) -> None:
     name = "elbo is that of encode and decode"
     try:
-        discrete = log_prior is None and encode(x).support.is_discrete
+        q = encode(x)
+        for method, answer in (("encode(x)", q), ("decode(z)", decode(q.sample()) if hasattr(q, "sample") else q)):
+            if not hasattr(answer, "log_prob"):
+                got = type(answer).__name__
+                raise TypeError(f"{method} must be a distribution, as of torch.distributions, got {got}")
+        discrete = log_prior is None and q.support.is_discrete
     except Exception as error:
-        outcome = Outcome(name, False, math.inf, 0.0, f"{type(error).__name__}: {error}")
+        outcome = Outcome(name, False, math.inf, 0.0, _first_line(error))
         return run(name, lambda: outcome)
     if discrete:
         skipped[name] = "z is discrete and no log_prior is given"

@@ -444,10 +444,15 @@ def _slope(values: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _draw(sample: Callable[[int], Tensor], n: int) -> Tensor:
-    x = sample(n)
-    if not isinstance(x, Tensor) or len(x) != n:
+    try:
+        x = sample(n)
+    except TypeError as error:
+        if "iterable" not in str(error):
+            raise
+        raise Fault(f"sample({n}) raises TypeError: {error}; for torch.distributions it is sample(({n},))") from error
+    if not isinstance(x, Tensor) or x.ndim == 0 or len(x) != n:
         got = tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__
-        raise Fault(f"sample({n}) must be {n} events, got {got}")
+        raise Fault(f"sample({n}) must be a tensor of {n} events, got {got}")
     return x.detach()
 
 
@@ -519,8 +524,9 @@ def _continuous(x: Tensor, log_prob: Callable, reach: float, points: int) -> Out
     boxes = 32 if dim == 1 else 16
     cells = math.ceil(_cells(points) / boxes) * boxes
     space = _space(log_prob, reach, dim, x.dtype, x[:SEEN])
-    total, _, mesh = _total(log_prob, cells, space, 1e-3)
-    if abs(total - 1) > 0.01:
+    total, error, mesh = _total(log_prob, cells, space, 1e-3)
+    # A normaliser that is off would be taken for samples that lie elsewhere.
+    if abs(total - 1) > min(2e-3 + 3 * error, 5e-3):
         raise Undecided(f"the integral is {total:.4g}: normalise it first, or change reach or points")
     probs, nodes = mesh.mass, mesh.nodes
 
@@ -539,10 +545,10 @@ def _continuous(x: Tensor, log_prob: Callable, reach: float, points: int) -> Out
     # Tails beyond reach are in neither.
     surprise = torch.where(inside, -log_p, 0.0)
     entropy = -torch.special.xlogy(probs, mesh.log_p.exp()).sum()
-    mean, error = surprise.mean(), surprise.std() / math.sqrt(len(x))
+    mean, spread = surprise.mean(), surprise.std() / math.sqrt(len(x))
     # Under a uniform density all samples are equally surprising, and the integral alone is uncertain.
     slack = 1e-3 + 3 * mesh.error * (1 + entropy.abs())
-    by_entropy = float((mean - entropy).abs() / (error + slack / STANDARD_ERRORS_ALLOWED))
+    by_entropy = float((mean - entropy).abs() / (spread + slack / STANDARD_ERRORS_ALLOWED))
     worst = max(by_boxes, by_entropy, 0.0)
     if worst <= STANDARD_ERRORS_ALLOWED:
         return Outcome("", True, worst, STANDARD_ERRORS_ALLOWED, f"{len(x)} samples", "standard errors")

@@ -91,8 +91,11 @@ def _best(residuals: Iterable[tuple[str, Tensor]], rounding: Tensor) -> str:
     """The explanation with the smallest residual (repeats, batch), of those that leave nothing but noise."""
     best, name = math.inf, ""
     for candidate, residual in residuals:
+        # Over the batch the noise is less, and tells more explanations apart.
+        residual = torch.cat([residual, residual.mean(1, keepdim=True)], 1)
         mean, error = mean_and_error(residual) if len(residual) > 1 else (residual[0], 0.0)
-        size = float(torch.maximum(mean.abs(), rounding).max())
-        if (mean.abs() <= STANDARD_ERRORS_ALLOWED * error + rounding).all() and size < best:
+        slack = torch.cat([rounding, rounding.mean()[None]])
+        size = float(torch.maximum(mean.abs(), slack).max())
+        if (mean.abs() <= STANDARD_ERRORS_ALLOWED * error + slack).all() and size < best:
             best, name = size, candidate
     return name

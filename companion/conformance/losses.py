@@ -13,6 +13,7 @@ from companion.conformance.faults import name_fault
 from companion.conformance.outcomes import (
     Fault,
     Outcome,
+    Undecided,
     agree,
     conformance,
     judge,
@@ -43,10 +44,16 @@ def loss_in_unit(
     that could be tested.
 
     Args:
-        loss: returns something with `value` (batch,), `parts` (names to tensors, may be empty) and `unit`.
+        loss: returns something with `value` (batch,), `parts` (names to tensors, may be empty) and `unit`. Of a bare
+            tensor nothing can be said.
     """
     with seeded(seed), torch.no_grad():
         first = loss(x)
+        if isinstance(first, Tensor):
+            raise Undecided(
+                f"loss(x) is a tensor of shape {tuple(first.shape)}: what has a value per example, parts and a unit can"
+                " be checked, such as companion.models.Loss"
+            )
         missing = [name for name in ("value", "parts", "unit") if not hasattr(first, name)]
         if missing:
             raise Fault(f"loss(x) has no {' and no '.join(missing)}, got {type(first).__name__}")

@@ -21,6 +21,8 @@ from companion.conformance import (
     loss_in_unit,
     posterior_matches_bayes,
 )
+from companion.conformance.faults import name_fault
+from companion.conformance.outcomes import rounding_of
 
 W = torch.tensor([[1.0, 0.3], [0.2, -0.8], [-0.5, 0.4]], dtype=torch.float64)
 S, DIM = 0.6, 3
@@ -96,6 +98,15 @@ def test_bound_matches_code():
     fails(bound_matches_code(without_constant, encode, decode, X), "too high by a constant: (log 2π)/2 for each of 3")
     inside = lambda x: elbo(x) - 0.5 * DIM * (DIM - 1) * math.log(2 * math.pi)  # noqa: E731
     fails(bound_matches_code(inside, encode, decode, X), "the dimension 3 inside the constant")
+
+
+def test_a_name_fits_the_batch_as_well_as_every_row():
+    """Each row alone is too noisy to tell half a KL from log 2; all of them together are not."""
+    generator = torch.Generator().manual_seed(0)
+    kl = 0.5 + torch.rand(64, generator=generator).double()
+    draws = torch.randn(20, 64, generator=generator).double()
+    name = name_fault(draws - 0.5 * kl, 0 * draws, rounding_of(kl), 3, {"KL": -kl.expand(20, 64)})
+    assert name and "log 2 once" not in name, name
 
 
 def test_posterior():
@@ -191,7 +202,10 @@ def test_form_of_a_loss():
     fails(loss_in_unit(exact_loss(lambda x: -EXACT(x).mean()), X, log_prob=EXACT), "not per example")
     expanded = exact_loss(lambda x: -EXACT(x).mean().expand(len(x)))
     fails(loss_in_unit(expanded, X, log_prob=EXACT), "a mean over the batch")
-    fails(loss_in_unit(lambda x: -EXACT(x), X), "has no value and no parts and no unit")
+    fails(loss_in_unit(lambda x: (-EXACT(x), {}), X), "has no value and no parts and no unit")
+    for bare in (lambda x: -EXACT(x), lambda x: -EXACT(x).mean()):  # another convention, and no fault
+        undecided = loss_in_unit(bare, X)
+        assert undecided.passed is None and "such as companion.models.Loss" in repr(undecided)
     fails(loss_in_unit(exact_loss(lambda x: -EXACT(x), ""), X), "a word such as 'nats'")
     fails(loss_in_unit(lambda x: Loss(-EXACT(x), [], "nats"), X), "must map names")
     fails(loss_in_unit(lambda x: vae_loss(x)._replace(value=-EXACT(x)), X), "the parts of x[0] = ")

@@ -5,7 +5,17 @@ import math
 import pytest
 import torch
 from torch import nn
-from torch.distributions import Bernoulli, Independent, Normal
+from torch.distributions import (
+    Bernoulli,
+    Categorical,
+    Independent,
+    Laplace,
+    LogNormal,
+    MixtureSameFamily,
+    Normal,
+    StudentT,
+    Uniform,
+)
 
 from companion import models
 from companion.conformance import ConformanceError, check
@@ -192,3 +202,136 @@ def test_bad_arguments():
         check(ours("gaussians"), support="real")
     with pytest.raises(ValueError, match="answers none of the questions"):
         check(nn.Linear(2, 2), torch.randn(3, 2))
+
+
+class Wrapped(nn.Module):
+    """A distribution of torch as a stranger would bring it, in float32."""
+
+    def __init__(self, distribution, factor=1.0, stretch=1.0):
+        super().__init__()
+        self.distribution, self.factor, self.stretch = distribution, factor, stretch
+
+    def log_prob(self, x):
+        return self.distribution.log_prob(x) + math.log(self.factor)
+
+    def sample(self, n):
+        return self.stretch * self.distribution.sample((n,))
+
+
+def plane(family, *parameters):
+    return Independent(family(*parameters, validate_args=False), 1, validate_args=False)
+
+
+STRANGERS = {
+    "Laplace": lambda: plane(Laplace, torch.tensor([0.02, -0.1]), 0.5),
+    "StudentT": lambda: plane(StudentT, 3.0, torch.zeros(2), 1.0),
+    "Uniform": lambda: plane(Uniform, torch.tensor([-1.0, 0.2]), torch.tensor([0.7, 1.9])),
+    "narrow mixture": lambda: MixtureSameFamily(
+        Categorical(torch.ones(8)), plane(Normal, 2 * torch.randn(8, 2, generator=torch.manual_seed(0)), 0.01)
+    ),
+}
+
+
+@pytest.mark.parametrize("name", STRANGERS)
+def test_distributions_of_torch_pass_and_their_twins_fail(name):
+    shape = {"event_shape": (2,), "support": "real"}
+    report = check(Wrapped(STRANGERS[name]()), **shape)
+    assert report.passed and all(report.outcomes) and len(report.outcomes) == 3, report
+    for factor in (0.99, 1.01):
+        report = check(Wrapped(STRANGERS[name](), factor), **shape)
+        assert [failure.name for failure in report.failures] == ["log_prob integrates to 1"], report
+    report = check(Wrapped(STRANGERS[name](), stretch=1.1), **shape)
+    assert [failure.name for failure in report.failures] == ["sample agrees with log_prob"], report
+
+
+def test_events_of_any_shape_with_one_or_two_values():
+    normal = Wrapped(Normal(torch.tensor(0.3), 1.0))
+    assert len(check(normal, event_shape=(), support="real").raise_if_failed().outcomes) == 3
+    image = Wrapped(Independent(Normal(torch.zeros(1, 2, 1), 1.0), 3))
+    assert len(check(image, event_shape=(1, 2, 1), support="real").raise_if_failed().outcomes) == 3
+
+
+def test_a_support_that_raises_is_undecided_and_the_report_says_what_to_do():
+    report = check(
+        Wrapped(Independent(LogNormal(torch.zeros(1), 1.0, validate_args=True), 1)), event_shape=(1,), support="real"
+    )
+    assert not report.failures and "validate_args=False" in repr(report), report
+    report = check(Wrapped(plane(LogNormal, torch.zeros(1), 1.0)), event_shape=(1,), support="real")
+    assert "It must be -inf where the density is zero" in repr(report.failures[0])
+
+
+def test_categorical_pixels():
+    states = torch.cartesian_prod(*[torch.arange(4)] * 3)
+    logits = torch.randn(3, 4, generator=torch.manual_seed(0))
+    assert check(Wrapped(Independent(Categorical(logits=logits), 1)), states=states).raise_if_failed()
+    with pytest.raises(ValueError, match=r"x has the dtype torch\.int64: give all states of a discrete model"):
+        check(Wrapped(Independent(Categorical(logits=logits), 1)), states[:5])
+
+
+def test_methods_of_other_conventions_are_skipped_with_their_signature():
+    class Denoiser(Score):
+        def score(self, x, t):
+            return -x
+
+        def log_prob(self, x):
+            return -x.square().sum(1) / 2
+
+        def sample(self, *, count):
+            return torch.randn(count, 2)
+
+        def loss(self, x):
+            return x.square().mean()
+
+    report = check(Denoiser(1), torch.randn(5, 2))
+    assert "score(x) does not fit score(x, t), missing a required argument: 't'" in report.skipped["score"]
+    assert "sample(n) does not fit sample(*, count)" in report.skipped["sample"]
+    assert [failure.name for failure in report.failures] == ["log_prob integrates to 1"]
+    # A question without an answer is no error of the caller.
+    report = check(Wrapped(plane(Normal, torch.zeros(5), 1.0)), event_shape=(5,), support="real")
+    assert report.skipped["log_prob is normalised"].endswith("these events have 5")
+
+
+def test_faults_that_raise_say_what_was_expected():
+    class Shaped(Wrapped):
+        sample = property(lambda self: self.distribution.sample)
+
+    shape = {"event_shape": (2,), "support": "real"}
+    report = repr(check(Shaped(plane(Normal, torch.zeros(2), 1.0)), **shape))
+    assert "for torch.distributions it is sample((16,))" in report
+
+    class Lines(Wrapped):
+        def log_prob(self, x):
+            raise RuntimeError("one\ntwo")
+
+    report = check(Lines(plane(Normal, torch.zeros(2), 1.0)), **shape)
+    assert "RuntimeError: one" in repr(report) and "two" not in repr(report)
+
+    class Tuples(VAE):
+        def encode(self, x):
+            return x.flatten(1) @ self.enc, 1.0
+
+    report = check(Tuples(), support="binary", repeats=20)
+    assert "encode(x) must be a distribution, as of torch.distributions, got tuple" in repr(report)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "words"),
+    [
+        ({"event_shape": 2}, TypeError, r"event_shape must be a tuple of integers, such as \(2,\), got 2"),
+        ({"event_shape": (3,), "x": torch.zeros(4, 2)}, ValueError, r"event_shape must be \(2,\) as for x, got \(3,\)"),
+        ({"x": torch.zeros(0, 2)}, ValueError, "x must be a tensor with an event in each row, got the shape"),
+        ({"x": [[0.0, 1.0]]}, ValueError, "x must be a tensor with an event in each row, got list"),
+        ({"reach": -1.0}, ValueError, "reach must be positive and finite, got -1.0"),
+        ({"points": 2}, ValueError, "points must be an integer of at least 3, got 2"),
+        ({"repeats": 1}, ValueError, "repeats must be an integer of at least 2, got 1"),
+        ({"n": 0}, ValueError, "n must be an integer of at least 2, got 0"),
+    ],
+    ids=str,
+)
+def test_arguments_out_of_range_are_named(arguments, error, words):
+    with pytest.raises(error, match=words):
+        check(
+            ours("gaussians"), **{"support": "real", **({} if "x" in arguments else {"event_shape": (2,)}), **arguments}
+        )
+    with pytest.raises(TypeError, match="model must be an object, got the class GaussianMixture"):
+        check(GaussianMixture, event_shape=(2,), support="real")
