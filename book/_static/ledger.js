@@ -1,7 +1,20 @@
-// Makes the ledger's overview searchable and sortable. Without it the table and the entries are there all the same.
+// Makes the ledger's overview searchable and sortable, and typesets its equations when they come near. Without it the
+// table and the entries are there all the same, with the equations in LaTeX.
 (() => {
   const table = document.getElementById("overview");
   if (!table) return;
+
+  // All of them at once would keep the page busy for many seconds.
+  const near = new IntersectionObserver(entries => {
+    const equations = entries.filter(entry => entry.isIntersecting).map(entry => entry.target);
+    equations.forEach(equation => near.unobserve(equation));
+    MathJax.startup.promise = MathJax.startup.promise.then(() => {
+      for (const equation of equations) equation.textContent = `\\[${equation.textContent}\\]`;
+      return MathJax.typesetPromise(equations);
+    });
+  }, { rootMargin: "800px 0px" });
+  if (window.MathJax?.startup) document.querySelectorAll(".statement").forEach(equation => near.observe(equation));
+
   const body = table.tBodies[0];
   const rows = [...body.rows].map(row => {
     const entry = document.getElementById(decodeURIComponent(row.cells[0].firstChild.hash.slice(1)));
