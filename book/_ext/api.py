@@ -173,7 +173,10 @@ def equations() -> dict[tuple[str, str], list[tuple[str, str]]]:
 
 
 def signature(node: Definition, text: str, name: str | None = None) -> str:
-    """`name(argument: annotation = default, ...) -> answer`, on one line if it fits, as it is written."""
+    """`name(argument: annotation = default, ...) -> answer`, on one line if it fits, as it is written.
+
+    A property has no arguments: `name -> answer`.
+    """
     function = constructor(node) if isinstance(node, ast.ClassDef) else node
     if function is None:
         return f"class {node.name}"
@@ -190,6 +193,8 @@ def signature(node: Definition, text: str, name: str | None = None) -> str:
         parts.append("**" + argument(args.kwarg, None, text))
     head = f"class {node.name}" if isinstance(node, ast.ClassDef) else name or node.name
     tail = f" -> {written(function.returns, text)}" if function.returns and not isinstance(node, ast.ClassDef) else ""
+    if any(ast.unparse(decorator).endswith("property") for decorator in node.decorator_list):
+        return head + tail
     line = f"{head}({', '.join(parts)}){tail}"
     return line if len(line) <= 84 else f"{head}(\n" + "".join(f"    {part},\n" for part in parts) + f"){tail}"
 
@@ -287,11 +292,7 @@ class API(SphinxDirective):
                 links = [child for base in known for child in (nodes.Text(" "), self.link(base))]
                 box += nodes.paragraph("", "", nodes.Text("Has the methods of"), *links, nodes.Text(" as well."))
             for method in entry.node.body:
-                if (
-                    isinstance(method, ast.FunctionDef)
-                    and not method.name.startswith("_")
-                    and ast.get_docstring(method)
-                ):
+                if isinstance(method, ast.FunctionDef) and not method.name.startswith("_"):
                     inner = nodes.container(classes=["api-method"])
                     inner += nodes.literal_block("", signature(method, text), language="python")
                     for part in blocks(ast.get_docstring(method) or ""):
