@@ -57,7 +57,7 @@ def refutation(by: dict[str, str], ledger: dict[str, dict], page: str) -> str:
             [error] = [m["error"] for m in check["mutants"] if m["name"] == name]
             return (
                 f'Equation [](#{label}) with <a href="{page}#check-{label}">“{plain(name)}”</a> '
-                f"is off by {error:.3g}; {check['tolerance']:.1g} is allowed."
+                f"is off by {error:.3g}; {check['tolerance']:.2g} is allowed."
             )
         case {"number": name}:
             found = NUMBERS[name]
