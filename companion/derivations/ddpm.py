@@ -995,8 +995,8 @@ def _standard(x: Array) -> Array:
 @verifies(
     "ddpm-reverse-joint",
     r"""\begin{aligned}
-p_\theta(x_{0:T})&=p(x_T)\prod_{t=1}^Tp_\theta(x_{t-1}\mid x_t),\qquad p(x_T)=N(x_T;0,I)\\
-p_\theta(x_0)&=\int p_\theta(x_{0:T})\,dx_{1:T}
+&p_\theta(x_{0:T})=p(x_T)\prod_{t=1}^Tp_\theta(x_{t-1}\mid x_t),\qquad p(x_T)=N(x_T;0,I)\\
+&\quad\text{and }p_\theta(x_0)=\int p_\theta(x_{0:T})\,dx_{1:T}
 \end{aligned}""",
     kind="definition",
     route="quadrature",

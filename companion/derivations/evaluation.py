@@ -225,7 +225,7 @@ def _fid(mean_r: Array, cov_r: Array, mean_g: Array, cov_g: Array) -> float:
     r"""\begin{aligned}
 W_2^2&=\min_{x\sim N(\mu_r,\Sigma_r),\;y\sim N(\mu_g,\Sigma_g)}\mathbb E\left[\Vert x-y\Vert_2^2\right]\\
 &=\mathbb E\left[\Vert x-T(x)\Vert_2^2\right],\quad T(x)=\mu_g+A(x-\mu_r),\\
-&\qquad A=\Sigma_r^{-1/2}\big(\Sigma_r^{1/2}\Sigma_g\Sigma_r^{1/2}\big)^{1/2}\Sigma_r^{-1/2}\\
+&\quad\text{with }A=\Sigma_r^{-1/2}\big(\Sigma_r^{1/2}\Sigma_g\Sigma_r^{1/2}\big)^{1/2}\Sigma_r^{-1/2}\\
 &=\Vert\mu_r-\mu_g\Vert_2^2+\mathrm{Tr}\Big(\Sigma_r+\Sigma_g-2\big(\Sigma_r^{1/2}\Sigma_g\Sigma_r^{1/2}\big)^{1/2}\Big)
 \end{aligned}""",
     kind="identity",
@@ -729,10 +729,10 @@ def _tree(points: Array, centres: Array, k: int) -> list[list[int]]:
 @verifies(
     "precision-recall",
     r"""\begin{aligned}
-\text{precision}&=\frac1M\sum_{j=1}^M\mathbf1\bigg[y_j\in\bigcup_{i=1}^NB(x_i)\bigg]\\
-\text{recall}&=\frac1N\sum_{i=1}^N\mathbf1\bigg[x_i\in\bigcup_{j=1}^MB(y_j)\bigg]\\
-B(x_i)&=\big\{x:\Vert x-x_i\Vert_2\le\text{the distance from }x_i\\
-&\qquad\text{ to its }k\text{-th neighbour among the other }x_j\big\}
+&\text{precision}=\frac1M\sum_{j=1}^M\mathbf1\bigg[y_j\in\bigcup_{i=1}^NB(x_i)\bigg]\\
+&\quad\;\;\text{recall}=\frac1N\sum_{i=1}^N\mathbf1\bigg[x_i\in\bigcup_{j=1}^MB(y_j)\bigg]\\
+&\quad B(x_i)=\big\{x:\Vert x-x_i\Vert_2\le\text{the distance from }x_i\\
+&\quad\quad\text{to its }k\text{-th neighbour among the other }x_j\big\}
 \end{aligned}""",
     kind="definition",
     route="enumeration",
@@ -768,8 +768,8 @@ def precision_recall(rng: np.random.Generator) -> Lines:
 @verifies(
     "density-coverage",
     r"""\begin{aligned}
-\text{density}&=\frac1{kM}\sum_{j=1}^M\sum_{i=1}^N\mathbf1\left[y_j\in B(x_i)\right]\\
-\text{coverage}&=\frac1N\sum_{i=1}^N\mathbf1\left[\text{some }y_j\in B(x_i)\right]
+&\quad\;\;\;\text{density}=\frac1{kM}\sum_{j=1}^M\sum_{i=1}^N\mathbf1\left[y_j\in B(x_i)\right]\\
+&\quad\text{coverage}=\frac1N\sum_{i=1}^N\mathbf1\left[\text{some }y_j\in B(x_i)\right]
 \end{aligned}""",
     kind="definition",
     route="enumeration",

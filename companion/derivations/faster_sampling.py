@@ -303,7 +303,7 @@ def fokker_planck_ode(rng: np.random.Generator) -> Lines:
     r"""\begin{aligned}
 dx&=\big[f-g^2\,\nabla\log p_t(x)\big]dt+g\,d\bar W,\qquad dt<0\\
 f-g^2\,\nabla\log p_t(x)&=\lim_{h\to0}\frac{x-\mathbb E[x_{t-h}\mid x_t=x]}h\\
-g^2I&=\lim_{h\to0}\frac{\mathrm{Cov}[x_{t-h}\mid x_t=x]}h
+&\quad\text{and }g^2I=\lim_{h\to0}\frac{\mathrm{Cov}[x_{t-h}\mid x_t=x]}h
 \end{aligned}""",
     kind="identity",
     route="closed form",
@@ -621,7 +621,7 @@ def _ddim(x: Array, denoised: Array, before: float, now: float) -> Array:
 q_\sigma(x_{t-1}\mid x_t,x_0)&=N\Big(\sqrt{\bar\alpha_{t-1}}\,x_0
 +\sqrt{1-\bar\alpha_{t-1}-\sigma^2}\;\frac{x_t-\sqrt{\bar\alpha_t}\,x_0}{\sqrt{1-\bar\alpha_t}},\;\sigma^2I\Big)\\
 q(x_{t-1}\mid x_0)&=\int q_\sigma(x_{t-1}\mid x_t,x_0)\,q(x_t\mid x_0)\,dx_t\\
-&=N\big(\sqrt{\bar\alpha_{t-1}}\,x_0,\,(1-\bar\alpha_{t-1})I\big)\quad\text{for every }\sigma
+&\quad=N\big(\sqrt{\bar\alpha_{t-1}}\,x_0,\,(1-\bar\alpha_{t-1})I\big)\quad\text{for every }\sigma
 \end{aligned}""",
     kind="identity",
     route="quadrature",
@@ -878,7 +878,7 @@ d(\bar x,\bar\sigma)=\frac{\bar x-\hat x_0(\bar x,\bar\sigma)}{\bar\sigma}\\
 \bar x_{i+1}&=\bar x_i+h_i\,\tfrac12\big[d(\bar x_i,\bar\sigma_i)+d(\bar x',\bar\sigma_{i+1})\big]\\
 &\quad\text{but }\bar x_n=\bar x'\text{ where }\bar\sigma_n=0\\
 &\quad\text{and for }x_0\sim N(0,s^2),\ h_i=\bar\sigma_{i+1}-\bar\sigma_i=-\frac Sn:\\
-&\qquad\frac{x_0^{(n)}}{x_0}=1-\frac{S^2}{8s^2n^2}\Big[3+\frac{s^4}{(s^2+S^2)^2}\Big]+O(n^{-3})
+&\quad\quad\frac{x_0^{(n)}}{x_0}=1-\frac{S^2}{8s^2n^2}\Big[3+\frac{s^4}{(s^2+S^2)^2}\Big]+O(n^{-3})
 \end{aligned}""",
     kind="identity",
     route="closed form",
@@ -1098,9 +1098,9 @@ def dpm_solver_2m(rng: np.random.Generator) -> Lines:
     r"""\begin{aligned}
 \frac{x^{(n)}_{\rm DDIM}}x&=1-\frac\Lambda{4n}\,(q_n-q_0)+O(n^{-2})\\
 \frac{x^{(n)}_{\rm 2M}}x&=1-\frac{\Lambda^2}{n^2}\Big[\tfrac14(q_n-q_0)-\tfrac5{16}(q_n^2-q_0^2)\\
-&\qquad+\tfrac12q_0(1-q_0)\Big]+O(n^{-3})\\
-&\quad\text{for }x_0\sim N(0,s^2),\ n\text{ equal steps in }\lambda\text{,}\\
-&\quad\text{the first of 2M being DDIM's, with }\Lambda=\lambda_n-\lambda_0,\qquad q_i=\frac{s^2}{s^2+\bar\sigma_i^2}
+&\quad\quad+\tfrac12q_0(1-q_0)\Big]+O(n^{-3})\\
+&\quad\text{for }x_0\sim N(0,s^2)\text{ and }n\text{ equal steps in }\lambda\text{, of which}\\
+&\quad\text{the first of 2M is DDIM's, with }\Lambda=\lambda_n-\lambda_0,\qquad q_i=\frac{s^2}{s^2+\bar\sigma_i^2}
 \end{aligned}""",
     kind="identity",
     route="closed form",
@@ -1803,7 +1803,7 @@ f_\theta(\bar x,\bar\sigma)&=c_{\rm skip}(\bar\sigma)\,\bar x+c_{\rm out}(\bar\s
 &\quad\text{with }c_{\rm skip}=\frac{\sigma_{\rm d}^2}{(\bar\sigma-\bar\sigma_{\min})^2+\sigma_{\rm d}^2},\quad
 c_{\rm out}=\frac{\sigma_{\rm d}\,(\bar\sigma-\bar\sigma_{\min})}{\sqrt{\sigma_{\rm d}^2+\bar\sigma^2}}\\
 &\quad\text{for }\bar\sigma_{\min}=0\text{ and }\mathrm{Var}[x_0]=\sigma_{\rm d}^2:\\
-&\qquad c_{\rm skip}=\arg\min_c\mathbb E(x_0-c\bar x)^2,\quad
+&\quad\quad c_{\rm skip}=\arg\min_c\mathbb E(x_0-c\bar x)^2,\quad
 c_{\rm out}^2=\min_c\mathbb E(x_0-c\bar x)^2
 \end{aligned}""",
     kind="identity",
@@ -1847,7 +1847,7 @@ def consistency_parameterisation(rng: np.random.Generator) -> Lines:
 f_\theta(\bar x_i,\bar\sigma_i)-f_\theta(\bar x_{i-1},\bar\sigma_{i-1})\Big\Vert\\
 &\le\sum_{i=1}^N\Vert f_\theta(\bar x_i,\bar\sigma_i)-f_\theta(\bar x_{i-1},\bar\sigma_{i-1})\Vert\\
 &\quad\text{if }f_\theta(\bar x_0,\bar\sigma_0)=\bar x_0,\\
-&\qquad\text{ for }\bar x_0,\dots,\bar x_N\text{ on a path of the ODE}
+&\quad\text{for }\bar x_0,\dots,\bar x_N\text{ on a path of the ODE}
 \end{aligned}""",
     kind="inequality",
     route="closed form",
