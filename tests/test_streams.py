@@ -7,7 +7,7 @@ from myst_nb.core import render
 from nbformat.v4 import new_output
 
 sys.path.append(str(Path(__file__).parents[1] / "book" / "_ext"))
-import streams  # noqa: E402
+import streams
 
 
 def test_pieces_are_put_together_as_they_are():

@@ -89,7 +89,7 @@ def with_laplacian(
 def forward_laplacian(
     layers: nn.Sequential, x: Float[Tensor, "batch dims"]
 ) -> tuple[Float[Tensor, " batch"], Float[Tensor, "batch dims"], Float[Tensor, " batch"]]:
-    """The same of linear layers and activations with one output, in one pass (Li et al. 2023, "Forward Laplacian").
+    """Value, gradient and Laplacian of linear layers and activations with one output, in one pass (Li et al. 2023).
 
     Each layer takes along, beside its values h, their Jacobian J = ∂h/∂x and their Laplacians Δh. A linear layer acts
     on all three alike, and a = φ(h) has
