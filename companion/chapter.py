@@ -18,7 +18,8 @@ FEW = 100
 
 def machine() -> str:
     """What a chapter trains on, in words."""
-    cpu = f"the CPU, in {torch.get_num_threads()} threads"
+    threads = torch.get_num_threads()
+    cpu = f"the CPU, in {threads} thread{'s' if threads > 1 else ''}"
     if not torch.cuda.is_available():
         return f"PyTorch {torch.__version__} trains on {cpu}"
     return f"PyTorch {torch.__version__} trains on {torch.cuda.get_device_name()}; models of a few numbers on {cpu}"

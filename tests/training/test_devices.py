@@ -94,7 +94,7 @@ def test_chapters_train_images_on_the_gpu_and_go_on_on_the_cpu(event_shape, devi
 
 def test_chapters_train_on_the_cpu_where_there_is_no_gpu(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert chapter.machine().endswith("trains on the CPU, in 1 threads")
+    assert chapter.machine().endswith("trains on the CPU, in 1 thread")
     model = Net()
     model.event_shape = (28, 28)
     chapter.fit(model, torch.zeros(4, 3), Settings(steps=1))
