@@ -231,8 +231,8 @@ def _acceptance(energy: Array, q: Array, sign: float = 1.0, power: float = 1.0) 
 @verifies(
     "metropolis-no-normaliser",
     r"""\begin{aligned}
-a(x,y)&=\min\Big(1,\frac{p(y)\,q(x|y)}{p(x)\,q(y|x)}\Big)
-=\min\Big(1,e^{E(x)-E(y)}\,\frac{q(x|y)}{q(y|x)}\Big)\\
+a(x,y)&=\min\Big(1,\frac{p(y)\,q(x|y)}{p(x)\,q(y|x)}\Big)\\
+&=\min\Big(1,e^{E(x)-E(y)}\,\frac{q(x|y)}{q(y|x)}\Big)\\
 p(x)\,q(y|x)\,a(x,y)&=p(y)\,q(x|y)\,a(y,x)
 \end{aligned}""",
     kind="identity",
@@ -680,10 +680,10 @@ class _Learning:
 @verifies(
     "contrastive-divergence",
     r"""\begin{aligned}
-g_k&=\mathbb E_{p_k}[\nabla_\theta F_\theta]-\mathbb E_{p_0}[\nabla_\theta F_\theta],
-\quad p_k(v')=\sum_vp_{k-1}(v)\,T(v'|v),\quad p_0=p_{\rm data}\\
-\lim_{k\to\infty}g_k&=\mathbb E_{p_\theta}[\nabla_\theta F_\theta]-\mathbb E_{p_0}[\nabla_\theta F_\theta]
-=\nabla_\theta\,\mathbb E_{p_0}[\log p_\theta]
+g_k&=\mathbb E_{p_k}[\nabla_\theta F_\theta]-\mathbb E_{p_0}[\nabla_\theta F_\theta]\\
+&\quad\text{with }p_k(v')=\sum_vp_{k-1}(v)\,T(v'|v),\quad p_0=p_{\rm data}\\
+\lim_{k\to\infty}g_k&=\mathbb E_{p_\theta}[\nabla_\theta F_\theta]-\mathbb E_{p_0}[\nabla_\theta F_\theta]\\
+&=\nabla_\theta\,\mathbb E_{p_0}[\log p_\theta]
 \end{aligned}""",
     kind="identity",
     route="enumeration",
@@ -733,7 +733,8 @@ def contrastive_divergence(rng: np.random.Generator) -> Lines:
     r"""\begin{aligned}
 \big|\mathbb E_{p_k}[f]-\mathbb E_{p_\theta}[f]\big|
 &\le\lambda^k\,\sqrt{\chi^2(p_0\Vert p_\theta)\,\mathrm{Var}_{p_\theta}(f)}\\
-\chi^2(p\Vert q)&=\sum_v\frac{(p(v)-q(v))^2}{q(v)},\qquad\lambda<1\text{: the second largest eigenvalue of }T
+\chi^2(p\Vert q)&=\sum_v\frac{(p(v)-q(v))^2}{q(v)}\\
+&\quad\text{with }\lambda<1\text{ the second largest eigenvalue of }T
 \end{aligned}""",
     kind="inequality",
     route="enumeration",
@@ -877,7 +878,7 @@ def _spd(rng: np.random.Generator, dim: int) -> Array:
     "langevin-sampling",
     r"""\begin{aligned}
 x_{k+1}&=x_k-\tfrac\epsilon2\nabla E(x_k)+\sqrt\epsilon\,\xi_k,\qquad\xi_k\sim N(0,I)\\
-E=\tfrac12(x-\mu)^\top\Lambda(x-\mu):\quad
+&\quad\text{and for }E=\tfrac12(x-\mu)^\top\Lambda(x-\mu):\\
 \mathbb E[x_{k+1}]-\mu&=(I-\tfrac\epsilon2\Lambda)\,(\mathbb E[x_k]-\mu)\\
 \mathrm{Cov}[x_{k+1}]&=(I-\tfrac\epsilon2\Lambda)\,\mathrm{Cov}[x_k]\,(I-\tfrac\epsilon2\Lambda)+\epsilon I
 \end{aligned}""",
@@ -1018,9 +1019,9 @@ class _Diffusion:
 @verifies(
     "fokker-planck",
     r"""\begin{aligned}
-dx=-\tfrac12\nabla E\,dt+dW:\qquad\partial_tp_t&=-\nabla\cdot J_t,\qquad
-J_t=-\tfrac12p_t\nabla E-\tfrac12\nabla p_t\\
-&=\tfrac12\nabla\cdot(p_t\nabla E)+\tfrac12\Delta p_t
+\partial_tp_t&=-\nabla\cdot J_t\quad\text{with }J_t=-\tfrac12p_t\nabla E-\tfrac12\nabla p_t\\
+&=\tfrac12\nabla\cdot(p_t\nabla E)+\tfrac12\Delta p_t\\
+&\quad\text{for }dx=-\tfrac12\nabla E\,dt+dW
 \end{aligned}""",
     kind="identity",
     route="autograd",
@@ -1113,8 +1114,10 @@ def fokker_planck_stationary(rng: np.random.Generator) -> Lines:
 
 @verifies(
     "langevin-kl-decay",
-    r"\frac d{dt}\mathrm{KL}(p_t\Vert p)=-\tfrac12\,\mathbb E_{p_t}\big\Vert\nabla\log p_t-\nabla\log p\big\Vert^2,"
-    r"\qquad dx=-\tfrac12\nabla E\,dt+dW",
+    r"""\begin{aligned}
+\frac d{dt}\mathrm{KL}(p_t\Vert p)&=-\tfrac12\,\mathbb E_{p_t}\big\Vert\nabla\log p_t-\nabla\log p\big\Vert^2\\
+&\quad\text{for }dx=-\tfrac12\nabla E\,dt+dW
+\end{aligned}""",
     kind="identity",
     route="autograd",
     **JACOBIANS,
@@ -1158,8 +1161,8 @@ def langevin_kl_decay(rng: np.random.Generator) -> Lines:
 @verifies(
     "mala-acceptance",
     r"""\begin{aligned}
-a(x,y)&=\min\Big(1,e^{E(x)-E(y)}\,\frac{q(x|y)}{q(y|x)}\Big),\qquad
-q(y|x)=N\big(y;x-\tfrac\epsilon2\nabla E(x),\epsilon I\big)\\
+a(x,y)&=\min\Big(1,e^{E(x)-E(y)}\,\frac{q(x|y)}{q(y|x)}\Big)\\
+&\quad\text{with }q(y|x)=N\big(y;x-\tfrac\epsilon2\nabla E(x),\epsilon I\big)\\
 p(x)\,q(y|x)\,a(x,y)&=p(y)\,q(x|y)\,a(y,x)
 \end{aligned}""",
     kind="identity",
@@ -1284,11 +1287,11 @@ def leapfrog_step(rng: np.random.Generator) -> Lines:
 @verifies(
     "leapfrog-volume",
     r"""\begin{aligned}
-\det\frac{\partial(x',r')}{\partial(x,r)}
-&=\det\begin{pmatrix}I&0\\-\frac\eta2\nabla^2E(x')&I\end{pmatrix}
+&\det\frac{\partial(x',r')}{\partial(x,r)}\\
+&\quad=\det\begin{pmatrix}I&0\\-\frac\eta2\nabla^2E(x')&I\end{pmatrix}
 \det\begin{pmatrix}I&\eta I\\0&I\end{pmatrix}
 \det\begin{pmatrix}I&0\\-\frac\eta2\nabla^2E(x)&I\end{pmatrix}\\
-&=1
+&\quad=1
 \end{aligned}""",
     kind="identity",
     route="autograd",
@@ -1334,8 +1337,10 @@ def leapfrog_volume(rng: np.random.Generator) -> Lines:
 
 @verifies(
     "leapfrog-energy",
-    r"H(x_L,r_L)-H(x_0,r_0)=\tfrac{\eta^2}8\big(\Vert\nabla E(x_L)\Vert^2-\Vert\nabla E(x_0)\Vert^2\big),"
-    r"\qquad E\text{ quadratic}",
+    r"""\begin{aligned}
+H(x_L,r_L)-H(x_0,r_0)&=\tfrac{\eta^2}8\big(\Vert\nabla E(x_L)\Vert^2-\Vert\nabla E(x_0)\Vert^2\big)\\
+&\quad\text{for quadratic }E
+\end{aligned}""",
     kind="identity",
     route="closed form",
     **JACOBIANS,
@@ -1382,7 +1387,8 @@ def leapfrog_energy(rng: np.random.Generator) -> Lines:
 \log\frac{p(y)\,q(x|y)}{p(x)\,q(y|x)}
 &=E(x)-E(y)+\tfrac12(y-x)^\top\big(\nabla E(x)+\nabla E(y)\big)\\
 &\quad+\tfrac\epsilon8\big(\Vert\nabla E(x)\Vert^2-\Vert\nabla E(y)\Vert^2\big)\\
-&=H(x,r)-H(y,r'),\qquad(x,r)\mapsto(y,r')\text{ one leapfrog step, }\eta=\sqrt\epsilon
+&=H(x,r)-H(y,r')\\
+&\quad\text{with }(x,r)\mapsto(y,r')\text{ one leapfrog step, }\eta=\sqrt\epsilon
 \end{aligned}""",
     kind="identity",
     route="closed form",
@@ -1429,7 +1435,8 @@ def mala_is_hmc(rng: np.random.Generator) -> Lines:
 @verifies(
     "hmc-acceptance",
     r"""\begin{aligned}
-a(x,r)&=\min\big(1,e^{H(x,r)-H(x',r')}\big),\qquad H(x,r)=E(x)+\tfrac12\Vert r\Vert^2\\
+a(x,r)&=\min\big(1,e^{H(x,r)-H(x',r')}\big)\\
+&\quad\text{with }H(x,r)=E(x)+\tfrac12\Vert r\Vert^2\\
 p(x)\,N(r;0,I)\,a(x,r)&=p(x')\,N(r';0,I)\,a(x',-r')
 \end{aligned}""",
     kind="identity",
@@ -1822,10 +1829,10 @@ def _minimise(value: Callable[[torch.Tensor], torch.Tensor], size: int) -> Array
 @verifies(
     "noise-contrastive-estimation",
     r"""\begin{aligned}
-&\min_{\theta,c}\ \mathbb E_{p_{\rm data}}[\mathrm{softplus}(-\ell)]+\mathbb E_{p_n}[\mathrm{softplus}(\ell)],
-\qquad\ell=-E_\theta-c-\log p_n\\
-&\Longrightarrow\quad\ell=\log\frac{p_{\rm data}}{p_n},\qquad c=\log Z_\theta
-\qquad\text{(if }p_{\rm data}=e^{-E_\theta}/Z_\theta\text{ for some }\theta\text{)}
+&\min_{\theta,c}\ \mathbb E_{p_{\rm data}}[\mathrm{softplus}(-\ell)]+\mathbb E_{p_n}[\mathrm{softplus}(\ell)]\\
+&\quad\text{with }\ell=-E_\theta-c-\log p_n\\
+&\Longrightarrow\quad\ell=\log\frac{p_{\rm data}}{p_n},\qquad c=\log Z_\theta\\
+&\quad\text{if }p_{\rm data}=e^{-E_\theta}/Z_\theta\text{ for some }\theta
 \end{aligned}""",
     kind="identity",
     route="enumeration",
@@ -1868,10 +1875,10 @@ def noise_contrastive_estimation(rng: np.random.Generator) -> Lines:
 @verifies(
     "nce-classifier",
     r"""\begin{aligned}
-J_\nu&=-(1+\nu)\,\mathbb E_{C,x}[\log P(C|x)],\qquad
-P(C{=}\text{data}|x)=\frac{p_\theta(x)}{p_\theta(x)+\nu\,p_n(x)}=\sigma(\ell)\\
-&=\mathbb E_{p_{\rm data}}[\mathrm{softplus}(-\ell)]+\nu\,\mathbb E_{p_n}[\mathrm{softplus}(\ell)],
-\qquad\ell=\log\frac{p_\theta(x)}{\nu\,p_n(x)}
+J_\nu&=-(1+\nu)\,\mathbb E_{C,x}[\log P(C|x)]\\
+&\quad\text{with }P(C{=}\text{data}|x)=\frac{p_\theta(x)}{p_\theta(x)+\nu\,p_n(x)}=\sigma(\ell)\\
+&=\mathbb E_{p_{\rm data}}[\mathrm{softplus}(-\ell)]+\nu\,\mathbb E_{p_n}[\mathrm{softplus}(\ell)]\\
+&\quad\text{with }\ell=\log\frac{p_\theta(x)}{\nu\,p_n(x)}
 \end{aligned}""",
     kind="identity",
     route="enumeration",
@@ -1989,9 +1996,12 @@ def nce_gradient(rng: np.random.Generator) -> Lines:
 
 @verifies(
     "nce-limit",
-    r"\lim_{\nu\to\infty}-\nabla_\theta J_\nu=\mathbb E_{p_\theta}[\nabla_\theta E_\theta]"
-    r"-\mathbb E_{p_{\rm data}}[\nabla_\theta E_\theta]=\nabla_\theta\,\mathbb E_{p_{\rm data}}[\log p_\theta],"
-    r"\qquad c=\log Z_\theta",
+    r"""\begin{aligned}
+\lim_{\nu\to\infty}-\nabla_\theta J_\nu
+&=\mathbb E_{p_\theta}[\nabla_\theta E_\theta]-\mathbb E_{p_{\rm data}}[\nabla_\theta E_\theta]\\
+&=\nabla_\theta\,\mathbb E_{p_{\rm data}}[\log p_\theta]\\
+&\quad\text{for }c=\log Z_\theta
+\end{aligned}""",
     kind="identity",
     route="autograd",
     **JACOBIANS,
@@ -2356,11 +2366,11 @@ def fisher_divergence(rng: np.random.Generator) -> Lines:
 @verifies(
     "score-matching-parts",
     r"""\begin{aligned}
-\int_{B_r}p\,s\cdot\nabla\log p\,dx&=\sum_{i=1}^{d_x}\int_{B_r}s_i\,\frac{\partial p}{\partial x_i}\,dx,
-\qquad B_r=[-r,r]^{d_x}\\
+\int_{B_r}p\,s\cdot\nabla\log p\,dx&=\sum_{i=1}^{d_x}\int_{B_r}s_i\,\frac{\partial p}{\partial x_i}\,dx
+\quad\text{with }B_r=[-r,r]^{d_x}\\
 &=\sum_{i=1}^{d_x}\int\Big(\big[s_i\,p\big]_{x_i=-r}^{x_i=r}
 -\int_{-r}^rp\,\frac{\partial s_i}{\partial x_i}\,dx_i\Big)\,dx_{-i}\\
-r\to\infty:\qquad\mathbb E_p[s\cdot\nabla\log p]&=-\mathbb E_p[\nabla\cdot s]
+\mathbb E_p[s\cdot\nabla\log p]&=-\mathbb E_p[\nabla\cdot s]\quad\text{for }r\to\infty
 \end{aligned}""",
     kind="identity",
     route="quadrature",
@@ -2479,11 +2489,11 @@ def score_matching_implicit(rng: np.random.Generator) -> Lines:
 @verifies(
     "score-matching-boundary",
     r"""\begin{aligned}
-\tfrac12F&=\mathbb E_p\big[\tfrac12\Vert s\Vert^2-s\cdot\nabla\log p\big]+\tfrac12\Vert\lambda\Vert^2,\qquad
-p(x)=\prod_{i=1}^{d_x}\lambda_ie^{-\lambda_ix_i},\ x_i\ge0\\
+\tfrac12F&=\mathbb E_p\big[\tfrac12\Vert s\Vert^2-s\cdot\nabla\log p\big]+\tfrac12\Vert\lambda\Vert^2\\
 &=\mathbb E_p\big[\tfrac12\Vert s\Vert^2+\nabla\cdot s\big]+\tfrac12\Vert\lambda\Vert^2-\int\nabla\cdot(p\,s)\,dx\\
 &=\mathbb E_p\big[\tfrac12\Vert s\Vert^2+\nabla\cdot s\big]+\tfrac12\Vert\lambda\Vert^2
-+\sum_{i=1}^{d_x}\int_{x_i=0}p\,s_i\,dx_{-i}
++\sum_{i=1}^{d_x}\int_{x_i=0}p\,s_i\,dx_{-i}\\
+&\quad\text{for }p(x)=\prod_{i=1}^{d_x}\lambda_ie^{-\lambda_ix_i},\quad x_i\ge0
 \end{aligned}""",
     kind="identity",
     route="quadrature",
@@ -2539,8 +2549,8 @@ def score_matching_boundary(rng: np.random.Generator) -> Lines:
     r"""\begin{aligned}
 \mathbb E_{p_{\rm data}}\big[\tfrac12\Vert s\Vert^2-\nabla\cdot s\big]
 &=\mathbb E_{p_{\rm data}}\big[\tfrac12\Vert s\Vert^2+s\cdot\nabla\log p_{\rm data}\big]\\
-&=\tfrac12\mathbb E_{p_{\rm data}}\Vert s-(-\nabla\log p_{\rm data})\Vert^2
--\tfrac12\mathbb E_{p_{\rm data}}\Vert\nabla\log p_{\rm data}\Vert^2
+&=\tfrac12\mathbb E_{p_{\rm data}}\Vert s-(-\nabla\log p_{\rm data})\Vert^2\\
+&\quad-\tfrac12\mathbb E_{p_{\rm data}}\Vert\nabla\log p_{\rm data}\Vert^2
 \end{aligned}""",
     kind="identity",
     route="quadrature",
@@ -2573,10 +2583,11 @@ def score_matching_sign(rng: np.random.Generator) -> Lines:
 @verifies(
     "score-matching-unbounded",
     r"""\begin{aligned}
-J(\lambda s)&=\mathbb E_{p_{\rm data}}\big[\tfrac12\Vert\lambda s\Vert^2+\nabla\cdot(\lambda s)\big]
-=\tfrac{\lambda^2}2\mathbb E_{p_{\rm data}}\Vert s\Vert^2+\lambda\,\mathbb E_{p_{\rm data}}[\nabla\cdot s]\\
+J(\lambda s)&=\mathbb E_{p_{\rm data}}\big[\tfrac12\Vert\lambda s\Vert^2+\nabla\cdot(\lambda s)\big]\\
+&=\tfrac{\lambda^2}2\mathbb E_{p_{\rm data}}\Vert s\Vert^2+\lambda\,\mathbb E_{p_{\rm data}}[\nabla\cdot s]\\
 &\ge\min_\lambda J(\lambda s)=-\frac{\big(\mathbb E_{p_{\rm data}}[\nabla\cdot s]\big)^2}
-{2\,\mathbb E_{p_{\rm data}}\Vert s\Vert^2},\qquad-J(\lambda s)\to-\infty\ \text{ for }\ \lambda\to\infty
+{2\,\mathbb E_{p_{\rm data}}\Vert s\Vert^2}\\
+-J(\lambda s)&\to-\infty\quad\text{for }\lambda\to\infty
 \end{aligned}""",
     kind="inequality",
     route="quadrature",
@@ -2615,11 +2626,11 @@ def score_matching_unbounded(rng: np.random.Generator) -> Lines:
 
 @verifies(
     "score-matching-empirical",
-    r"""\begin{gathered}
-\frac1N\sum_{n=1}^N\Big[\tfrac12\big\Vert s_h(x^{(n)})\big\Vert^2+\nabla\cdot s_h(x^{(n)})\Big]
-=-\frac{d_x}{h^2}+o(1)\;\to\;-\infty\qquad(h\to0)\\
-s_h(x)=\nabla\log\frac1N\sum_{n=1}^NN(x;x^{(n)},h^2I)
-\end{gathered}""",
+    r"""\begin{aligned}
+&\frac1N\sum_{n=1}^N\Big[\tfrac12\big\Vert s_h(x^{(n)})\big\Vert^2+\nabla\cdot s_h(x^{(n)})\Big]\\
+&\quad=-\frac{d_x}{h^2}+o(1)\;\to\;-\infty\qquad(h\to0)\\
+&\quad\text{with }s_h(x)=\nabla\log\frac1N\sum_{n=1}^NN(x;x^{(n)},h^2I)
+\end{aligned}""",
     kind="identity",
     route="autograd",
     tolerance=1e-8,
@@ -2667,8 +2678,10 @@ def _best_linear_score(loss: Callable[[torch.Tensor, torch.Tensor], torch.Tensor
 
 @verifies(
     "score-matching-gaussian",
-    r"s(x)=-A(x-m):\qquad\arg\min_{A,m}\ \mathbb E\big[\tfrac12\Vert s(x)\Vert^2+\nabla\cdot s(x)\big]"
-    r"=\big(\Sigma^{-1},\mu\big),\qquad\mu=\mathbb E[x],\ \Sigma=\mathrm{Cov}[x]",
+    r"""\begin{aligned}
+&\arg\min_{A,m}\ \mathbb E\big[\tfrac12\Vert s(x)\Vert^2+\nabla\cdot s(x)\big]=\big(\Sigma^{-1},\mu\big)\\
+&\quad\text{for }s(x)=-A(x-m),\quad\mu=\mathbb E[x],\quad\Sigma=\mathrm{Cov}[x]
+\end{aligned}""",
     kind="identity",
     route="autograd",
     **SMALL_SUMS,
@@ -2856,10 +2869,13 @@ class _CountedProduct(torch.autograd.Function):
 
 @verifies(
     "score-matching-cost",
-    r"""\begin{gathered}
-\text{score: }2P,\qquad\text{sliced: }2P+2(P-n_{K-1}),\qquad P=\sum_{k=1}^Kn_{k-1}n_k,\ n_0=d_x,\ n_K=1\\
-\text{trace, backward: }2P+2d_x(P-n_{K-1}),\qquad\text{trace, forward: }(d_x+2)P
-\end{gathered}""",
+    r"""\begin{aligned}
+\text{score: }&2P\\
+\text{sliced: }&2P+2(P-n_{K-1})\\
+\text{trace, backward: }&2P+2d_x(P-n_{K-1})\\
+\text{trace, forward: }&(d_x+2)P\\
+\text{with }&P=\sum_{k=1}^Kn_{k-1}n_k,\quad n_0=d_x,\quad n_K=1
+\end{aligned}""",
     kind="identity",
     route="enumeration",
     tolerance=1e-9,
@@ -3119,15 +3135,15 @@ class _NoisedInstance:
 @verifies(
     "denoising-score-matching",
     r"""\begin{aligned}
-\tfrac12\mathbb E\Big\Vert s(\tilde x)+\frac\epsilon\sigma\Big\Vert^2
-&=\tfrac12\mathbb E\big\Vert s(\tilde x)-\nabla_{\tilde x}\log q(\tilde x\mid x)\big\Vert^2,\qquad
-\tilde x=x+\sigma\epsilon,\ q(\tilde x\mid x)=N(\tilde x;x,\sigma^2I)\\
-&=\tfrac12\mathbb E\Vert s(\tilde x)\Vert^2-\mathbb E\big[s(\tilde x)\cdot\nabla_{\tilde x}\log q(\tilde x\mid x)\big]
-+\frac{d_x}{2\sigma^2}\\
-&=\tfrac12\mathbb E\Vert s(\tilde x)\Vert^2-\int s\cdot\nabla p_\sigma\,d\tilde x+\frac{d_x}{2\sigma^2},\qquad
-p_\sigma(\tilde x)=\int p_{\rm data}(x)\,q(\tilde x\mid x)\,dx\\
-&=\tfrac12\underbrace{\mathbb E_{p_\sigma}\Vert s-\nabla\log p_\sigma\Vert^2}_{F_\sigma}
-+\frac{d_x}{2\sigma^2}-\tfrac12\mathbb E_{p_\sigma}\Vert\nabla\log p_\sigma\Vert^2
+&\tfrac12\mathbb E\Big\Vert s(\tilde x)+\frac\epsilon\sigma\Big\Vert^2\\
+&\quad=\tfrac12\mathbb E\big\Vert s(\tilde x)-\nabla_{\tilde x}\log q(\tilde x\mid x)\big\Vert^2\\
+&\quad=\tfrac12\mathbb E\Vert s(\tilde x)\Vert^2
+-\mathbb E\big[s(\tilde x)\cdot\nabla_{\tilde x}\log q(\tilde x\mid x)\big]+\frac{d_x}{2\sigma^2}\\
+&\quad=\tfrac12\mathbb E\Vert s(\tilde x)\Vert^2-\int s\cdot\nabla p_\sigma\,d\tilde x+\frac{d_x}{2\sigma^2}\\
+&\quad=\tfrac12\underbrace{\mathbb E_{p_\sigma}\Vert s-\nabla\log p_\sigma\Vert^2}_{F_\sigma}
++\frac{d_x}{2\sigma^2}-\tfrac12\mathbb E_{p_\sigma}\Vert\nabla\log p_\sigma\Vert^2\\
+&\quad\text{with }\tilde x=x+\sigma\epsilon,\quad q(\tilde x\mid x)=N(\tilde x;x,\sigma^2I)\\
+&\quad\text{and }p_\sigma(\tilde x)=\int p_{\rm data}(x)\,q(\tilde x\mid x)\,dx
 \end{aligned}""",
     kind="identity",
     route="quadrature",
@@ -3220,9 +3236,11 @@ def denoising_minimiser(rng: np.random.Generator) -> Lines:
 
 @verifies(
     "denoising-gaussian",
-    r"x\sim N(\mu,\Sigma),\ s(\tilde x)=-A(\tilde x-m):\qquad"
-    r"\arg\min_{A,m}\ \mathbb E\Big\Vert s(x+\sigma\epsilon)+\frac\epsilon\sigma\Big\Vert^2"
-    r"=\big((\Sigma+\sigma^2I)^{-1},\mu\big)",
+    r"""\begin{aligned}
+&\arg\min_{A,m}\ \mathbb E\Big\Vert s(x+\sigma\epsilon)+\frac\epsilon\sigma\Big\Vert^2
+=\big((\Sigma+\sigma^2I)^{-1},\mu\big)\\
+&\quad\text{for }x\sim N(\mu,\Sigma),\quad s(\tilde x)=-A(\tilde x-m)
+\end{aligned}""",
     kind="identity",
     route="autograd",
     **SMALL_SUMS,
@@ -3380,11 +3398,12 @@ class _TwoModes:
 @verifies(
     "mode-weights-invisible",
     r"""\begin{aligned}
-&p=w\,N(m,s^2I)+(1-w)\,N(-m,s^2I),\qquad q=v\,N(m,s^2I)+(1-v)\,N(-m,s^2I):\\
-&\qquad F=\frac{4\Vert m\Vert^2}{s^4}\,\mathbb E_p\big[(\rho_w(x)-\rho_v(x))^2\big],\qquad
-\rho_w(x)=\frac{w\,N(x;m,s^2I)}{p(x)},\ \rho_v(x)=\frac{v\,N(x;m,s^2I)}{q(x)}\\
-&\qquad\phantom F\le\sqrt{\frac\pi2}\;\frac{\Vert m\Vert}{s^3}\;e^{-\Vert m\Vert^2/2s^2}\;
-\frac{\big(\sqrt{w(1-v)}-\sqrt{v(1-w)}\big)^2}{\sqrt{v(1-v)}}
+F&=\frac{4\Vert m\Vert^2}{s^4}\,\mathbb E_p\big[(\rho_w(x)-\rho_v(x))^2\big]\\
+&\le\sqrt{\frac\pi2}\;\frac{\Vert m\Vert}{s^3}\;e^{-\Vert m\Vert^2/2s^2}\;
+\frac{\big(\sqrt{w(1-v)}-\sqrt{v(1-w)}\big)^2}{\sqrt{v(1-v)}}\\
+&\quad\text{for }p=w\,N(m,s^2I)+(1-w)\,N(-m,s^2I)\\
+&\quad\text{and }q=v\,N(m,s^2I)+(1-v)\,N(-m,s^2I),\text{ with}\\
+&\quad\rho_w(x)=\frac{w\,N(x;m,s^2I)}{p(x)},\quad\rho_v(x)=\frac{v\,N(x;m,s^2I)}{q(x)}
 \end{aligned}""",
     kind="inequality",
     route="quadrature",
@@ -3559,11 +3578,11 @@ class _AtAllLevels(torch.nn.Module):
     "ncsn-loss",
     r"""\begin{aligned}
 \mathcal L(\theta)&=\frac1L\sum_{i=1}^L\lambda(\sigma_i)\,
-\tfrac12\,\mathbb E\Big\Vert s_\theta(x+\sigma_i\epsilon,\sigma_i)+\frac\epsilon{\sigma_i}\Big\Vert^2,
-\qquad\lambda(\sigma)=\sigma^2\\
+\tfrac12\,\mathbb E\Big\Vert s_\theta(x+\sigma_i\epsilon,\sigma_i)+\frac\epsilon{\sigma_i}\Big\Vert^2\\
 &=\frac1L\sum_{i=1}^L\lambda(\sigma_i)\Big(
-\tfrac12\,\mathbb E_{p_{\sigma_i}}\Vert s_\theta-\nabla\log p_{\sigma_i}\Vert^2
-+\frac{d_x}{2\sigma_i^2}-\tfrac12\,\mathbb E_{p_{\sigma_i}}\Vert\nabla\log p_{\sigma_i}\Vert^2\Big)
+\tfrac12\,\mathbb E_{p_{\sigma_i}}\Vert s_\theta-\nabla\log p_{\sigma_i}\Vert^2\\
+&\qquad+\frac{d_x}{2\sigma_i^2}-\tfrac12\,\mathbb E_{p_{\sigma_i}}\Vert\nabla\log p_{\sigma_i}\Vert^2\Big)\\
+&\quad\text{with }\lambda(\sigma)=\sigma^2
 \end{aligned}""",
     kind="definition",
     route="quadrature",
@@ -3683,10 +3702,11 @@ def geometric_levels_are_equal_ratios(levels: tuple[float, float, int]) -> Lines
 
 @verifies(
     "annealed-step-size",
-    r"\alpha_i=\epsilon\,\frac{\sigma_i^2}{\sigma_L^2}\quad\Longrightarrow\quad"
-    r"\frac{\mathbb E\big\Vert\frac{\alpha_i}2s(\tilde x,\sigma_i)\big\Vert^2}"
-    r"{\mathbb E\Vert\sqrt{\alpha_i}\,\xi\Vert^2}"
-    r"=\frac{\alpha_i}{4\sigma_i^2}=\frac\epsilon{4\sigma_L^2},\qquad s(\tilde x,\sigma)=\frac{x-\tilde x}{\sigma^2}",
+    r"""\begin{aligned}
+\frac{\mathbb E\big\Vert\frac{\alpha_i}2s(\tilde x,\sigma_i)\big\Vert^2}{\mathbb E\Vert\sqrt{\alpha_i}\,\xi\Vert^2}
+&=\frac{\alpha_i}{4\sigma_i^2}=\frac\epsilon{4\sigma_L^2}\\
+&\quad\text{for }\alpha_i=\epsilon\,\frac{\sigma_i^2}{\sigma_L^2},\quad s(\tilde x,\sigma)=\frac{x-\tilde x}{\sigma^2}
+\end{aligned}""",
     kind="identity",
     route="quadrature",
     **SMALL_SUMS,
@@ -3723,8 +3743,11 @@ def annealed_step_size(rng: np.random.Generator) -> Lines:
 
 @verifies(
     "annealed-langevin",
-    r"x\leftarrow x+\frac{\alpha_i}2\,s(x,\sigma_i)+\sqrt{\alpha_i}\,\xi,\qquad\xi\sim N(0,I),\quad"
-    r"\alpha_i=\epsilon\,\frac{\sigma_i^2}{\sigma_L^2},\quad T\text{ times for each }i=1,2,\dots,L",
+    r"""\begin{aligned}
+x&\leftarrow x+\frac{\alpha_i}2\,s(x,\sigma_i)+\sqrt{\alpha_i}\,\xi\\
+&\quad\text{with }\xi\sim N(0,I),\quad\alpha_i=\epsilon\,\frac{\sigma_i^2}{\sigma_L^2}\\
+&\quad T\text{ times for each }i=1,2,\dots,L
+\end{aligned}""",
     kind="definition",
     route="Monte Carlo",
     tolerance=1e-11,
