@@ -140,11 +140,11 @@ def elbo_gap_kl(toy: Latent) -> Lines:
 @verifies(
     "kl-to-posterior-expanded",
     r"""\begin{aligned}
-\mathrm{KL}(q_\phi(z\mid x)\Vert p_\theta(z\mid x))
-&=\mathbb E_{q_\phi(z\mid x)}\left[\log q_\phi(z\mid x)\right]
+&\mathrm{KL}(q_\phi(z\mid x)\Vert p_\theta(z\mid x))\\
+&\quad=\mathbb E_{q_\phi(z\mid x)}\left[\log q_\phi(z\mid x)\right]
 -\mathbb E_{q_\phi(z\mid x)}\left[\log p_\theta(z\mid x)\right]\\
-&=-H(q_\phi(z\mid x))-\mathbb E_{q_\phi(z\mid x)}\left[\log\frac{p_\theta(x,z)}{p_\theta(x)}\right]\\
-&=-\mathbb E_{q_\phi(z\mid x)}\left[\log p_\theta(x,z)\right]+\log p_\theta(x)-H(q_\phi(z\mid x))
+&\quad=-H(q_\phi(z\mid x))-\mathbb E_{q_\phi(z\mid x)}\left[\log\frac{p_\theta(x,z)}{p_\theta(x)}\right]\\
+&\quad=-\mathbb E_{q_\phi(z\mid x)}\left[\log p_\theta(x,z)\right]+\log p_\theta(x)-H(q_\phi(z\mid x))
 \end{aligned}""",
     kind="identity",
     route="quadrature",
@@ -341,9 +341,9 @@ def linear_gaussian_posterior(rng: np.random.Generator) -> Lines:
 @verifies(
     "linear-gaussian-elbo",
     r"""\begin{aligned}
-\mathcal L(\theta,\phi;x)=&-\frac{1}{2\sigma_x^2}\Big(\Vert x-\mu-Wm\Vert^2+\sum_jv_j\Vert w_j\Vert^2\Big)
--\frac{d_x}2\log(2\pi\sigma_x^2)\\
-&-\frac12\sum_j\big(v_j+m_j^2-1-\log v_j\big),\qquad q_\phi(z\mid x)=N(z;m,\mathrm{diag}\,v)
+\mathcal L(\theta,\phi;x)=&-\frac{1}{2\sigma_x^2}\Big(\Vert x-\mu-Wm\Vert^2+\sum_jv_j\Vert w_j\Vert^2\Big)\\
+&-\frac{d_x}2\log(2\pi\sigma_x^2)-\frac12\sum_j\big(v_j+m_j^2-1-\log v_j\big)\\
+&\text{for }q_\phi(z\mid x)=N(z;m,\mathrm{diag}\,v)
 \end{aligned}""",
     kind="identity",
     route="quadrature",
