@@ -920,9 +920,9 @@ def mixture_with_noise(rng: np.random.Generator) -> Lines:
 @verifies(
     "memorised-likelihood",
     r"""\begin{aligned}
-\mathbb E\left[\log\hat p_h(x)\right]&\le-\frac{d_x}2\log(2\pi h^2)-\frac{\mathbb E\left[\delta^2(x)\right]}{2h^2},
-\qquad\delta(x)=\min_i\big\Vert x-x^{(i)}\big\Vert_2\\
-&\le-\frac{d_x}2\log\Big(2\pi e\,\frac{\mathbb E\left[\delta^2(x)\right]}{d_x}\Big)\qquad\text{for every }h
+\mathbb E\left[\log\hat p_h(x)\right]&\le-\frac{d_x}2\log(2\pi h^2)-\frac{\mathbb E\left[\delta^2(x)\right]}{2h^2}\\
+&\le-\frac{d_x}2\log\Big(2\pi e\,\frac{\mathbb E\left[\delta^2(x)\right]}{d_x}\Big)\quad\text{for every }h\\
+&\quad\text{with }\delta(x)=\min_i\big\Vert x-x^{(i)}\big\Vert_2
 \end{aligned}""",
     kind="inequality",
     route="enumeration",
@@ -1021,9 +1021,10 @@ def classifier_two_sample(rng: np.random.Generator) -> Lines:
 @verifies(
     "parzen-gap",
     r"""\begin{aligned}
-p=N(0,s^2I):\quad\mathrm{KL}\big(p\,\big\Vert\,\mathbb E\left[\hat p_h\right]\big)
+\mathrm{KL}\big(p\,\big\Vert\,\mathbb E\left[\hat p_h\right]\big)
 &=\mathrm{KL}\big(N(0,s^2I)\,\big\Vert\,N(0,(s^2+h^2)I)\big)\\
-&=\frac{d_x}2\Big(\log(1+r)-\frac r{1+r}\Big),\qquad r=\frac{h^2}{s^2}
+&=\frac{d_x}2\Big(\log(1+r)-\frac r{1+r}\Big)\\
+&\quad\text{for }p=N(0,s^2I),\quad r=\frac{h^2}{s^2}
 \end{aligned}""",
     kind="identity",
     route="quadrature",
