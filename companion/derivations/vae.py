@@ -388,9 +388,9 @@ def gaussian_decoder_loglik(rng: np.random.Generator) -> Lines:
 @verifies(
     "bernoulli-decoder-loglik",
     r"""\begin{aligned}
-\log p_\theta(x\mid z)&=\sum_{d=1}^{d_x}\left[x_d\log\hat x_d+(1-x_d)\log(1-\hat x_d)\right],
-\qquad\hat x_d=\frac1{1+e^{-\ell_d}}\\
+\log p_\theta(x\mid z)&=\sum_{d=1}^{d_x}\left[x_d\log\hat x_d+(1-x_d)\log(1-\hat x_d)\right]\\
 &=\sum_{d=1}^{d_x}\left[x_d\,\ell_d-\log(1+e^{\ell_d})\right]
+\quad\text{with }\hat x_d=\frac1{1+e^{-\ell_d}}
 \end{aligned}""",
     kind="identity",
     route="enumeration",
@@ -895,9 +895,11 @@ def beta_vae_linear_gaussian(rng: np.random.Generator) -> Lines:
 
 @verifies(
     "beta-vae-collapse",
-    r"\beta<\beta^\prime\quad\Longrightarrow\quad"
-    r"\mathrm{KL}(q_\beta(z\mid x)\Vert p(z))\ge\mathrm{KL}(q_{\beta^\prime}(z\mid x)\Vert p(z))\longrightarrow0"
-    r"\quad(\beta^\prime\to\infty)",
+    r"""\begin{aligned}
+\beta<\beta^\prime\quad\Longrightarrow\quad\mathrm{KL}(q_\beta(z\mid x)\Vert p(z))
+&\ge\mathrm{KL}(q_{\beta^\prime}(z\mid x)\Vert p(z))\\
+&\longrightarrow0\quad(\beta^\prime\to\infty)
+\end{aligned}""",
     kind="inequality",
     route="quadrature",
     instances=latents,
@@ -927,11 +929,11 @@ def beta_vae_collapse(toy: Latent) -> Lines:
 @verifies(
     "rate-distortion",
     r"""\begin{aligned}
-\mathbb E_{p_{\rm data}(x)}\left[\mathrm{KL}(q_\phi(z\mid x)\Vert p(z))\right]
-&=\mathbb E_{p_{\rm data}(x)}\mathbb E_{q_\phi(z\mid x)}\left[
+&\mathbb E_{p_{\rm data}(x)}\left[\mathrm{KL}(q_\phi(z\mid x)\Vert p(z))\right]\\
+&\quad=\mathbb E_{p_{\rm data}(x)}\mathbb E_{q_\phi(z\mid x)}\left[
 \log\frac{q_\phi(z\mid x)}{q_\phi(z)}+\log\frac{q_\phi(z)}{p(z)}\right]\\
-&=I_q(x;z)+\mathrm{KL}(q_\phi(z)\Vert p(z))\\
-&\ge I_q(x;z)
+&\quad=I_q(x;z)+\mathrm{KL}(q_\phi(z)\Vert p(z))\\
+&\quad\ge I_q(x;z)
 \end{aligned}""",
     kind="inequality",
     route="enumeration",
