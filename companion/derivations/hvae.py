@@ -587,12 +587,12 @@ def hvae_elbo_layers(toy: Tower) -> Lines:
 @verifies(
     "hvae-middle-term",
     r"""\begin{aligned}
-\mathbb E_{q_\phi}\left[\log\frac{q_\phi(z_t\mid z_{t-1})}{p_\theta(z_t\mid z_{t+1})}\right]
-&=\mathbb E_{q_\phi}\left[\log\frac{q_\phi(z_t\mid z_{t-1},z_{t+1})}{p_\theta(z_t\mid z_{t+1})}
+&\mathbb E_{q_\phi}\left[\log\frac{q_\phi(z_t\mid z_{t-1})}{p_\theta(z_t\mid z_{t+1})}\right]\\
+&\quad=\mathbb E_{q_\phi}\left[\log\frac{q_\phi(z_t\mid z_{t-1},z_{t+1})}{p_\theta(z_t\mid z_{t+1})}
 -\log\frac{q_\phi(z_t\mid z_{t-1},z_{t+1})}{q_\phi(z_t\mid z_{t-1})}\right]\\
-&=\mathbb E_{q_\phi}\left[\mathrm{KL}(q_\phi(z_t\mid z_{t-1},z_{t+1})\Vert p_\theta(z_t\mid z_{t+1}))\right]\\
-&\quad-I_{q_\phi}(z_t;z_{t+1}\mid z_{t-1})\\
-&\ge-I_{q_\phi}(z_t;z_{t+1}\mid z_{t-1})
+&\quad=\mathbb E_{q_\phi}\left[\mathrm{KL}(q_\phi(z_t\mid z_{t-1},z_{t+1})\Vert p_\theta(z_t\mid z_{t+1}))\right]\\
+&\quad\quad-I_{q_\phi}(z_t;z_{t+1}\mid z_{t-1})\\
+&\quad\ge-I_{q_\phi}(z_t;z_{t+1}\mid z_{t-1})
 \end{aligned}""",
     kind="inequality",
     route="quadrature",
@@ -665,8 +665,8 @@ def hvae_middle_term(toy: Tower) -> Lines:
 @verifies(
     "hvae-elbo-topdown",
     r"""\begin{aligned}
-\mathcal L(\theta,\phi;x)&=\mathbb E_{q_\phi}\left[\log p_\theta(x\mid z_1)+\log\frac{p(z_T)}{q_\phi(z_T\mid x)}
-+\sum_{t=2}^T\log\frac{p_\theta(z_{t-1}\mid z_t)}{q_\phi(z_{t-1}\mid z_t,x)}\right]\\
+\mathcal L(\theta,\phi;x)&=\mathbb E_{q_\phi}\bigg[\log p_\theta(x\mid z_1)+\log\frac{p(z_T)}{q_\phi(z_T\mid x)}\\
+&\qquad+\sum_{t=2}^T\log\frac{p_\theta(z_{t-1}\mid z_t)}{q_\phi(z_{t-1}\mid z_t,x)}\bigg]\\
 &=\mathbb E_{q_\phi}\left[\log p_\theta(x\mid z_1)\right]-\mathrm{KL}(q_\phi(z_T\mid x)\Vert p(z_T))\\
 &\quad-\sum_{t=2}^T\mathbb E_{q_\phi(z_t\mid x)}\left[
 \mathrm{KL}(q_\phi(z_{t-1}\mid z_t,x)\Vert p_\theta(z_{t-1}\mid z_t))\right]
@@ -767,8 +767,8 @@ def kl_warm_up(toy: Tower) -> Lines:
     r"""\begin{aligned}
 \frac{N(z;\hat\mu,\hat\sigma^2)\,N(z;\mu_p,\sigma_p^2)}
 {\int N(z^\prime;\hat\mu,\hat\sigma^2)\,N(z^\prime;\mu_p,\sigma_p^2)\,dz^\prime}&=N(z;\mu_q,\sigma_q^2)\\
-\sigma_q^2&=\frac1{\hat\sigma^{-2}+\sigma_p^{-2}},\qquad
-\mu_q=\sigma_q^2\left(\hat\mu\,\hat\sigma^{-2}+\mu_p\,\sigma_p^{-2}\right)
+\sigma_q^2&=\frac1{\hat\sigma^{-2}+\sigma_p^{-2}}\\
+\mu_q&=\sigma_q^2\left(\hat\mu\,\hat\sigma^{-2}+\mu_p\,\sigma_p^{-2}\right)
 \end{aligned}""",
     kind="identity",
     route="quadrature",
@@ -1037,8 +1037,8 @@ class _Upper:
     "hvae-collapse",
     r"""\begin{aligned}
 \nabla_{A,C,d,v}\,\mathcal L&=0\qquad\text{at}\quad A=C=0,\ d=0,\ v=1\\
-\mathcal L&=\mathbb E_{q_\phi(z_1\mid x)}\left[\log p_\theta(x\mid z_1)\right]
--\mathrm{KL}(q_\phi(z_1\mid x)\Vert N(z_1;b,s^2I))\quad\text{there,}\\
+\mathcal L&=\mathbb E_{q_\phi(z_1\mid x)}\left[\log p_\theta(x\mid z_1)\right]\\
+&\quad-\mathrm{KL}(q_\phi(z_1\mid x)\Vert N(z_1;b,s^2I))\quad\text{there,}\\
 &\quad\text{where }p_\theta(z_1\mid z_2)=N(z_1;Az_2+b,s^2I)\\
 &\quad\text{and }q_\phi(z_2\mid z_1)=N(z_2;Cz_1+d,vI)
 \end{aligned}""",
@@ -1081,8 +1081,8 @@ def hvae_collapse(rng: np.random.Generator) -> Lines:
 @verifies(
     "hvae-collapse-escape",
     r"""\begin{aligned}
-\max_{q_\phi(z_2\mid z_1)}\mathcal L&=\mathbb E_{q_\phi(z_1\mid x)}\left[\log p_\theta(x\mid z_1)\right]
--\mathrm{KL}(q_\phi(z_1\mid x)\Vert N(z_1;b,AA^\top+s^2I))\\
+\max_{q_\phi(z_2\mid z_1)}\mathcal L&=\mathbb E_{q_\phi(z_1\mid x)}\left[\log p_\theta(x\mid z_1)\right]\\
+&\quad-\mathrm{KL}(q_\phi(z_1\mid x)\Vert N(z_1;b,AA^\top+s^2I))\\
 &=\mathcal L\big|_{A=0}+\frac1{2s^2}\,\mathrm{tr}\,A^\top\Big(\frac1{s^2}M-I\Big)A+O(\Vert A\Vert^4)\\
 &\quad\text{where}\quad M=\mathbb E_{q_\phi(z_1\mid x)}\left[(z_1-b)(z_1-b)^\top\right]
 \end{aligned}""",
@@ -1456,10 +1456,10 @@ def hvae_importance_bound(rng: np.random.Generator) -> Lines:
 @verifies(
     "latent-dimension",
     r"""\begin{aligned}
-\max_\theta\,\mathbb E_{\hat p_N(x)}\left[\log p_\theta(x)\right]
-&=-\tfrac12\Big[\sum_{j\le d_z}\log\lambda_j+(d_x-d_z)\log\hat\sigma^2+d_x\log2\pi+d_x\Big]\\
-&\le\text{the same with }d_z+1,\qquad\hat\sigma^2=\frac1{d_x-d_z}\sum_{j>d_z}\lambda_j\\
-&=\text{at }d_z\text{ itself where }\lambda_{d_z+1}=\dots=\lambda_{d_x}
+&\max_\theta\,\mathbb E_{\hat p_N(x)}\left[\log p_\theta(x)\right]\\
+&\quad=-\tfrac12\Big[\sum_{j\le d_z}\log\lambda_j+(d_x-d_z)\log\hat\sigma^2+d_x\log2\pi+d_x\Big]\\
+&\quad\le\text{the same with }d_z+1,\qquad\hat\sigma^2=\frac1{d_x-d_z}\sum_{j>d_z}\lambda_j\\
+&\quad=\text{at }d_z\text{ itself where }\lambda_{d_z+1}=\dots=\lambda_{d_x}
 \end{aligned}""",
     kind="inequality",
     route="closed form",
