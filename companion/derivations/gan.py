@@ -290,7 +290,10 @@ def gan_jsd_value(rng: np.random.Generator) -> Lines:
 
 @verifies(
     "gan-equilibrium",
-    r"p_g=p_{\rm data}\iff D^*=\frac12\iff V(D^*,G)=\min_G\max_DV(D,G)=-\log4",
+    r"""\begin{aligned}
+p_g=p_{\rm data}&\iff D^*=\frac12\\
+&\iff V(D^*,G)=\min_G\max_DV(D,G)=-\log4
+\end{aligned}""",
     kind="identity",
     route="enumeration",
     **NUMERIC,
@@ -858,8 +861,10 @@ def wasserstein_slope(rng: np.random.Generator) -> Lines:
 
 @verifies(
     "gradient-penalty",
-    r"R(\psi)=\lambda\,\mathbb E\left[\left(\Vert\nabla_{\hat x}\,\ell_\psi(\hat x)\Vert_2-1\right)^2\right],"
-    r"\quad\hat x=\epsilon x+(1-\epsilon)\,G_\theta(z),\quad\epsilon\sim U[0,1]",
+    r"""\begin{aligned}
+R(\psi)&=\lambda\,\mathbb E\left[\left(\Vert\nabla_{\hat x}\,\ell_\psi(\hat x)\Vert_2-1\right)^2\right]\\
+&\quad\text{with }\hat x=\epsilon x+(1-\epsilon)\,G_\theta(z),\quad\epsilon\sim U[0,1]
+\end{aligned}""",
     kind="identity",
     route="quadrature",
     tolerance=1e-9,
@@ -1501,8 +1506,10 @@ def gan_kde_density(rng: np.random.Generator) -> Lines:
 
 @verifies(
     "kde-leave-one-out",
-    r"h^*=\arg\max_h\frac1n\sum_{i=1}^n\log\hat p_{-i}(x_i),\qquad"
-    r"\hat p_{-i}(x)=\frac1{(n-1)\,h^{d_x}}\sum_{j\ne i}K\left(\frac{x-x_j}h\right)",
+    r"""\begin{aligned}
+h^*&=\arg\max_h\frac1n\sum_{i=1}^n\log\hat p_{-i}(x_i)\\
+&\quad\text{with }\hat p_{-i}(x)=\frac1{(n-1)\,h^{d_x}}\sum_{j\ne i}K\left(\frac{x-x_j}h\right)
+\end{aligned}""",
     kind="definition",
     route="enumeration",
     **SMALL_SUMS,
