@@ -665,14 +665,15 @@ def complete_the_square(rng: np.random.Generator) -> Lines:
 @verifies(
     "ddpm-posterior",
     r"""\begin{aligned}
-q(x_{t-1}\mid x_t,x_0)&=\frac{q(x_t\mid x_{t-1})\,q(x_{t-1}\mid x_0)}{q(x_t\mid x_0)}\\
-&\propto\exp\Big\{-\frac12\Big[\frac{\Vert x_t-\sqrt{\alpha_t}\,x_{t-1}\Vert^2}{\beta_t}
+&q(x_{t-1}\mid x_t,x_0)\\
+&\quad=\frac{q(x_t\mid x_{t-1})\,q(x_{t-1}\mid x_0)}{q(x_t\mid x_0)}\\
+&\quad\propto\exp\Big\{-\frac12\Big[\frac{\Vert x_t-\sqrt{\alpha_t}\,x_{t-1}\Vert^2}{\beta_t}
 +\frac{\Vert x_{t-1}-\sqrt{\bar\alpha_{t-1}}\,x_0\Vert^2}{1-\bar\alpha_{t-1}}\Big]\Big\}\\
-&\propto\exp\Big\{-\frac a2\Vert x_{t-1}\Vert^2+b^\top x_{t-1}\Big\}\\
-&\quad a=\frac{\alpha_t}{\beta_t}+\frac1{1-\bar\alpha_{t-1}},\qquad
+&\quad\propto\exp\Big\{-\frac a2\Vert x_{t-1}\Vert^2+b^\top x_{t-1}\Big\}\\
+&\quad\quad a=\frac{\alpha_t}{\beta_t}+\frac1{1-\bar\alpha_{t-1}},\qquad
 b=\frac{\sqrt{\alpha_t}}{\beta_t}\,x_t+\frac{\sqrt{\bar\alpha_{t-1}}}{1-\bar\alpha_{t-1}}\,x_0\\
-&\propto\exp\Big\{-\frac a2\Big\Vert x_{t-1}-\frac ba\Big\Vert^2\Big\}\\
-&=N\big(x_{t-1};\tilde\mu_t(x_t,x_0),\tilde\beta_tI\big),\quad\tilde\mu_t=\frac ba,\quad\tilde\beta_t=\frac1a
+&\quad\propto\exp\Big\{-\frac a2\Big\Vert x_{t-1}-\frac ba\Big\Vert^2\Big\}\\
+&\quad=N\big(x_{t-1};\tilde\mu_t(x_t,x_0),\tilde\beta_tI\big),\quad\tilde\mu_t=\frac ba,\quad\tilde\beta_t=\frac1a
 \end{aligned}""",
     kind="identity",
     route="quadrature",
@@ -1337,9 +1338,11 @@ def ddpm_mu_eps(rng: np.random.Generator) -> Lines:
 
 @verifies(
     "ddpm-posterior-kl",
-    r"\mathrm{KL}\big(q(x_{t-1}\mid x_t,x_0)\Vert p_\theta(x_{t-1}\mid x_t)\big)"
-    r"=\frac{\Vert\tilde\mu_t-\mu_\theta\Vert^2}{2\sigma_t^2}"
-    r"+\frac{d_x}2\Big(\frac{\tilde\beta_t}{\sigma_t^2}-1-\log\frac{\tilde\beta_t}{\sigma_t^2}\Big)",
+    r"""\begin{aligned}
+&\mathrm{KL}\big(q(x_{t-1}\mid x_t,x_0)\Vert p_\theta(x_{t-1}\mid x_t)\big)\\
+&\quad=\frac{\Vert\tilde\mu_t-\mu_\theta\Vert^2}{2\sigma_t^2}
++\frac{d_x}2\Big(\frac{\tilde\beta_t}{\sigma_t^2}-1-\log\frac{\tilde\beta_t}{\sigma_t^2}\Big)
+\end{aligned}""",
     kind="identity",
     route="quadrature",
     **QUADRATURE,
@@ -1950,8 +1953,10 @@ def discretised_decoder(rng: np.random.Generator) -> Lines:
 
 @verifies(
     "learned-variance",
-    r"\tilde\beta_t\le\sigma_{t,i}^2=\exp\big(\nu_i\log\beta_t+(1-\nu_i)\log\tilde\beta_t\big)"
-    r"=\beta_t^{\nu_i}\,\tilde\beta_t^{1-\nu_i}\le\beta_t,\qquad0\le\nu_i\le1",
+    r"""\begin{aligned}
+\tilde\beta_t\le\sigma_{t,i}^2&=\exp\big(\nu_i\log\beta_t+(1-\nu_i)\log\tilde\beta_t\big)\\
+&=\beta_t^{\nu_i}\,\tilde\beta_t^{1-\nu_i}\le\beta_t,\qquad0\le\nu_i\le1
+\end{aligned}""",
     kind="definition",
     route="closed form",
     **SMALL_SUMS,
