@@ -1666,7 +1666,8 @@ def one_step_ddim(rng: np.random.Generator) -> Lines:
 \tilde x&=\frac{z_{t''}-(\sigma_{t''}/\sigma_t)\,z_t}{a_{t''}-(\sigma_{t''}/\sigma_t)\,a_t}\\
 &=\gamma\,\hat x_0(z_t)+(1-\gamma)\,\hat x_0(z_{t'}),\qquad
 \gamma=\frac{e^{\lambda_{t'}}-e^{\lambda_t}}{e^{\lambda_{t''}}-e^{\lambda_t}}\\
-&\quad\text{leads in one step of DDIM where the teacher takes two: }z_t\to z_{t'}\to z_{t''}
+&\quad\text{leads in one step of DDIM}\\
+&\quad\text{where the teacher takes two: }z_t\to z_{t'}\to z_{t''}
 \end{aligned}""",
     kind="identity",
     route="closed form",
