@@ -240,7 +240,7 @@ def test_mathematics_is_set_without_errors(visits):
 
 
 def test_no_latex_or_markup_is_left_in_the_text(visits):
-    raw = re.compile(r".{0,40}(?:\$\$|\\[a-zA-Z]{2,}|\\\(|\\\[|:::|\]\(#|\{(?:ref|cite|eq)\w*\}).{0,40}")
+    raw = re.compile(r".{0,40}(?:\$\$|\| ?:?---|\\[a-zA-Z]{2,}|\\\(|\\\[|:::|\]\(#|\{(?:ref|cite|eq)\w*\}).{0,40}")
     found = {page: raw.findall(visit.facts["text"]) for page, visit in visits.items()}
     assert not {page: texts for page, texts in found.items() if texts}
 

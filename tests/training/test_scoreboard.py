@@ -171,9 +171,10 @@ def test_the_page_is_made_from_the_files():
 
 
 def test_the_table_says_what_a_number_is():
-    lines = {re.split(r" *\| *|, \d", line)[1]: line for line in board.table("quick").splitlines()[2:]}
-    assert len(lines) == len(board.ENTRIES)
-    columns = [cell.strip() for cell in board.table("quick").splitlines()[0].split("|")[1:-1]]
+    quality, cost = (text.splitlines() for text in board.table("quick").split("\n\n"))
+    assert len(quality) == len(cost) == len(board.ENTRIES) + 2
+    lines = {re.split(r" *\| *|, \d", line)[1]: line for line in quality[2:]}
+    columns = [cell.strip() for cell in quality[0].split("|")[1:-1]]
     for name, result in board.results("quick").items():
         (row,) = result["rows"]
         cells = [cell.strip() for cell in lines[board.ENTRIES[name].title].split("|")[1:-1]]
