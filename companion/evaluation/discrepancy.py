@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from companion.evaluation.distances import squared_distances
-from companion.evaluation.features import Conditions, Samples, as_pair
+from companion.evaluation.features import Conditions, Samples, as_pair, with_conditions
 from companion.validate import require_positive_int
 
 Kernel = Callable[[Float[Tensor, "n dim"], Float[Tensor, "m dim"]], Float[Tensor, "n m"]]
@@ -72,9 +72,10 @@ class MaximumMeanDiscrepancy:
     conditions: Conditions
 
     def __str__(self) -> str:
-        return (
-            f"MMD² {self.squared:.4g}, p = {self.p:.3g} ({self.permutations} permutations, {self.kernel}, "
-            f"{self.dim} dimensions; {self.conditions})"
+        return with_conditions(
+            f"MMD² {self.squared:.4g}, p = {self.p:.3g}",
+            f"{self.permutations} permutations, {self.kernel}, {self.dim} dimensions",
+            self.conditions,
         )
 
 
@@ -145,9 +146,10 @@ class KernelInceptionDistance:
     conditions: Conditions
 
     def __str__(self) -> str:
-        return (
-            f"KID {self.mean:.4g} ± {self.std:.2g} ({self.subsets} subsets of {self.subset_size:,}, "
-            f"{self.dim} dimensions; {self.conditions})"
+        return with_conditions(
+            f"KID {self.mean:.4g} ± {self.std:.2g}",
+            f"{self.subsets} subsets of {self.subset_size:,}, {self.dim} dimensions",
+            self.conditions,
         )
 
 

@@ -6,6 +6,7 @@ fake = extract(net.features, model.sample(1000), net="digit classifier, 64 featu
 frechet_distance(fake, real)
 """
 
+import textwrap
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -17,6 +18,8 @@ from torch import Tensor, nn
 from companion.validate import require_events, require_positive_int
 
 UNNAMED = "features without a name"
+# Characters of a line on a page, as of the chapters' code.
+_LINE = 84
 
 
 @dataclass(frozen=True, eq=False)
@@ -124,6 +127,7 @@ class Conditions:
 
     @classmethod
     def taken(cls, x: Features, reference: Features | None = None, seed: int | None = None) -> "Conditions":
+        """Those of a number about x, compared with the reference if there is one."""
         if reference is None:
             return cls(len(x), x.of, x.net, seed=seed)
         return cls(len(x), x.of, x.net, len(reference), reference.of, seed)
@@ -132,3 +136,9 @@ class Conditions:
         against = "" if self.reference is None else f" against {self.reference_n:,} of {self.reference}"
         seed = "" if self.seed is None else f", seed {self.seed}"
         return f"{self.n:,} of {self.of}{against}; {self.features}{seed}"
+
+
+def with_conditions(found: str, *conditions: object) -> str:
+    """What was found, and below it, in brackets, under which conditions, in lines that fit on a page."""
+    brackets = f"({'; '.join(map(str, conditions))})"
+    return f"{found}\n{textwrap.fill(brackets, _LINE, subsequent_indent=' ', break_on_hyphens=False)}"

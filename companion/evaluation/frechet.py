@@ -22,7 +22,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from companion.evaluation.features import UNNAMED, Conditions, Features, Samples, as_features
+from companion.evaluation.features import UNNAMED, Conditions, Features, Samples, as_features, with_conditions
 from companion.validate import require_events, require_positive_int
 
 # Numbers of a batch that become double precision at a time: 32 MB.
@@ -124,7 +124,8 @@ class FrechetDistance:
     conditions: Conditions
 
     def __str__(self) -> str:
-        return f"Fréchet distance {self.value:.6g} ({self.conditions}; dimension {self.dim:,}, by {self.route})"
+        found = f"Fréchet distance {self.value:.6g}"
+        return with_conditions(found, self.conditions, f"dimension {self.dim:,}, by {self.route}")
 
 
 @dataclass(frozen=True, eq=False)
@@ -146,10 +147,11 @@ class UnbiasedFrechetDistance:
     conditions: Conditions
 
     def __str__(self) -> str:
-        return (
+        found = (
             f"Fréchet distance {self.value:.6g} ± {self.standard_error:.2g}, extrapolated from {len(self.sizes)} sizes "
-            f"from {self.sizes[0]:,} to {self.sizes[-1]:,} ({self.conditions}; dimension {self.dim:,})"
+            f"from {self.sizes[0]:,} to {self.sizes[-1]:,}"
         )
+        return with_conditions(found, self.conditions, f"dimension {self.dim:,}")
 
 
 def frechet_distance(x: Samples | Moments, reference: Samples | Moments) -> FrechetDistance:

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from companion.evaluation.features import Conditions, Samples, as_features
+from companion.evaluation.features import Conditions, Samples, as_features, with_conditions
 from companion.validate import require_positive_int
 
 # Logits at a time: what is made of them stays in the processor's cache.
@@ -40,9 +40,12 @@ class InceptionScore:
     conditions: Conditions
 
     def __str__(self) -> str:
-        return (
-            f"Inception Score {self.value:.4g} ± {self.deviation:.2g} of at most {self.classes:,} "
-            f"({self.splits} splits, deviation with ddof 0; {self.conditions})"
+        many = self.splits > 1
+        spread = f" ± {self.deviation:.2g}" if many else ""
+        return with_conditions(
+            f"Inception Score {self.value:.4g}{spread} of at most {self.classes:,}",
+            f"{self.splits} splits, deviation with ddof 0" if many else "one split",
+            self.conditions,
         )
 
 

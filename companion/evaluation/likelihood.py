@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor, nn
 
+from companion.evaluation.features import with_conditions
 from companion.models.questions import Bound, Density, Energy, Sampler, Score, answers
 from companion.validate import require_positive_int
 
@@ -123,9 +124,10 @@ class Likelihood:
 
     def __str__(self) -> str:
         at_most = "" if self.kind == "exact" else "at most "
-        return (
-            f"{at_most}{self.nats:.2f} ± {self.standard_error:.2f} nats, {at_most}{self.bits_per_dim:.4f} bits/dim "
-            f"({self.estimator}; {self.n:,} of {self.of}, {self.levels} levels, seed {self.seed})"
+        return with_conditions(
+            f"{at_most}{self.nats:.2f} ± {self.standard_error:.2f} nats, {at_most}{self.bits_per_dim:.4f} bits/dim",
+            self.estimator,
+            f"{self.n:,} of {self.of}, {self.levels} levels, seed {self.seed}",
         )
 
 

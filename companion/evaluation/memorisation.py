@@ -11,7 +11,7 @@ from jaxtyping import Float, Float64, Int64
 from torch import Tensor
 
 from companion.evaluation.distances import squared_distances
-from companion.evaluation.features import Conditions, Samples, as_pair
+from companion.evaluation.features import Conditions, Samples, as_pair, with_conditions
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,10 +42,12 @@ class Memorisation:
     conditions: Conditions
 
     def __str__(self) -> str:
-        return (
+        return with_conditions(
             f"{100 * self.nearer:.1f} % nearer to training than to held-out examples "
-            f"({100 * self.expected_nearer:.1f} % expected without training), {100 * self.copies:.1f} % copies, "
-            f"data-copying z = {self.z:.2f} ({self.conditions}; held out: {self.test_n:,} of {self.test})"
+            f"({100 * self.expected_nearer:.1f} % expected without training),\n"
+            f"{100 * self.copies:.1f} % copies, data-copying z = {self.z:.2f}",
+            self.conditions,
+            f"held out: {self.test_n:,} of {self.test}",
         )
 
 

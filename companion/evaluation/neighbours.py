@@ -15,7 +15,7 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from companion.evaluation.distances import squared_distances
-from companion.evaluation.features import Conditions, Samples, as_pair
+from companion.evaluation.features import Conditions, Samples, as_pair, with_conditions
 from companion.validate import require_positive_int
 
 
@@ -37,10 +37,8 @@ class PrecisionRecall:
     conditions: Conditions
 
     def __str__(self) -> str:
-        return (
-            f"precision {self.precision:.3f}, recall {self.recall:.3f} "
-            f"(k = {self.k}, {self.dim} dimensions; {self.conditions})"
-        )
+        found = f"precision {self.precision:.3f}, recall {self.recall:.3f}"
+        return with_conditions(found, f"k = {self.k}, {self.dim} dimensions", self.conditions)
 
 
 @dataclass(frozen=True)
@@ -63,10 +61,11 @@ class DensityCoverage:
     conditions: Conditions
 
     def __str__(self) -> str:
-        return (
-            f"density {self.density:.3f}, coverage {self.coverage:.3f} "
-            f"(1 and {self.expected_coverage:.3f} expected of fresh data; "
-            f"k = {self.k}, {self.dim} dimensions; {self.conditions})"
+        return with_conditions(
+            f"density {self.density:.3f}, coverage {self.coverage:.3f}",
+            f"1 and {self.expected_coverage:.3f} expected of fresh data",
+            f"k = {self.k}, {self.dim} dimensions",
+            self.conditions,
         )
 
 
@@ -95,7 +94,9 @@ def density_coverage(x: Samples, reference: Samples, k: int = 5) -> DensityCover
     """Density and coverage (Naeem et al. 2020), with balls that include their surface.
 
     All balls are those of the data: an outlier among it has a ball that is one of many for density, and one point of
-    many for coverage. Arguments and errors as for `precision_recall`.
+    many for coverage.
+
+    Raises as `precision_recall`, but only of the data there have to be more than k.
     """
     x, reference = as_pair(x, reference)
     conditions, (x, reference) = Conditions.taken(x, reference), (x.values.detach(), reference.values.detach())
@@ -116,6 +117,8 @@ def expected_coverage(n: int, m: int, k: int = 5) -> float:
     1 - (n-1)…(n-k) / (m+n-1)…(m+n-k), whatever the distribution and its dimension.
 
     A point of the data is missed if its k nearest among the n - 1 others and the m samples are all from the data.
+
+    Raises ValueError unless all three are positive integers, and k below n.
     """
     for name, value in (("n", n), ("m", m), ("k", k)):
         require_positive_int(value, name)

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from scipy.stats import hypergeom
 from torch import Tensor, nn
 
-from companion.evaluation.features import Conditions, Samples, as_pair
+from companion.evaluation.features import Conditions, Samples, as_pair, with_conditions
 from companion.validate import require_events
 
 # Rows of distances at a time.
@@ -61,10 +61,8 @@ class ClassifierTwoSample:
     conditions: Conditions
 
     def __str__(self) -> str:
-        return (
-            f"accuracy {self.accuracy:.3f} on {self.tested:,} held-out points, p = {self.p:.3g} "
-            f"({self.dim} dimensions; {self.conditions})"
-        )
+        found = f"accuracy {self.accuracy:.3f} on {self.tested:,} held-out points, p = {self.p:.3g}"
+        return with_conditions(found, f"{self.dim} dimensions", self.conditions)
 
 
 def classifier_two_sample(x: Samples, reference: Samples, seed: int = 0) -> ClassifierTwoSample:

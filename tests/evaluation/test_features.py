@@ -56,6 +56,13 @@ def test_results_say_what_they_are_of():
     assert str(Conditions.taken(fake, seed=4)) == "9 of samples; my net, seed 4"
 
 
+def test_conditions_stand_below_the_number_in_lines_that_fit_on_a_page():
+    x = Features(torch.eye(9), "a net with a long name, 9 features", "samples of a model, drawn with seed 0")
+    number, *lines = str(precision_recall(x, x)).split("\n")
+    assert number.startswith("precision ") and len(lines) == 2 and max(map(len, lines)) <= 84
+    assert " ".join(line.strip() for line in lines) == f"(k = 3, 9 dimensions; {Conditions.taken(x, x)})"
+
+
 @pytest.mark.parametrize(
     ("values", "error", "match"),
     [

@@ -121,9 +121,16 @@ def test_agrees_with_torch_fidelity(torchvision, n):
 
 
 def test_prints_its_conditions():
-    text = str(inception_score(Features(draws(20, 4), "a classifier", "samples, seed 3"), 5))
-    for part in ("20 of samples, seed 3", "a classifier", "of at most 4", "5 splits", "ddof 0"):
-        assert part in text
+    logits = Features(draws(20, 4), "a classifier", "samples, seed 3")
+    found = inception_score(logits, 5)
+    assert str(found) == (
+        f"Inception Score {found.value:.4g} ± {found.deviation:.2g} of at most 4\n"
+        "(5 splits, deviation with ddof 0; 20 of samples, seed 3; a classifier)"
+    )
+    found = inception_score(logits, 1)  # which has no deviation
+    assert str(found) == (
+        f"Inception Score {found.value:.4g} of at most 4\n(one split; 20 of samples, seed 3; a classifier)"
+    )
 
 
 @pytest.mark.parametrize(

@@ -100,8 +100,8 @@ def test_it_prints_itself_with_its_conditions():
     )
     found = memorisation(samples, train, test)
     assert str(found) == (
-        f"{100 * found.nearer:.1f} % nearer to training than to held-out examples (75.0 % expected without training), "
-        f"0.0 % copies, data-copying z = {found.z:.2f} "
+        f"{100 * found.nearer:.1f} % nearer to training than to held-out examples (75.0 % expected without training),\n"
+        f"0.0 % copies, data-copying z = {found.z:.2f}\n"
         "(30 of samples against 60 of training; pixels; held out: 20 of the test split)"
     )
 

@@ -170,13 +170,13 @@ def test_they_print_themselves_with_their_conditions():
     x, reference = Features(draws(30, 2), "net", "samples"), Features(draws(40, 2, 1), "net", "data")
     first, second = precision_recall(x, reference), density_coverage(x, reference)
     assert str(first) == (
-        f"precision {first.precision:.3f}, recall {first.recall:.3f} "
+        f"precision {first.precision:.3f}, recall {first.recall:.3f}\n"
         "(k = 3, 2 dimensions; 30 of samples against 40 of data; net)"
     )
     assert str(second) == (
-        f"density {second.density:.3f}, coverage {second.coverage:.3f} "
+        f"density {second.density:.3f}, coverage {second.coverage:.3f}\n"
         f"(1 and {expected_coverage(40, 30):.3f} expected of fresh data; "
-        "k = 5, 2 dimensions; 30 of samples against 40 of data; net)"
+        "k = 5, 2 dimensions; 30 of samples against 40\n of data; net)"
     )
     assert (first.k, first.dim, second.k, second.dim) == (3, 2, 5, 2)
     assert first.precision != first.recall and second.density != second.coverage

@@ -176,7 +176,7 @@ def test_classifier_prints_itself_with_its_conditions_and_refuses_bad_input():
     x, y = Features(draws(30, 2), "net", "samples"), Features(draws(30, 2, 1), "net", "data")
     found = classifier_two_sample(x, y, 3)
     assert str(found) == (
-        f"accuracy {found.accuracy:.3f} on 30 held-out points, p = {found.p:.3g} "
+        f"accuracy {found.accuracy:.3f} on 30 held-out points, p = {found.p:.3g}\n"
         "(2 dimensions; 30 of samples against 30 of data; net, seed 3)"
     )
     for other, words in (
