@@ -1,5 +1,6 @@
 """The API reference has every public name with its arguments, and its links lead from code to equations and back."""
 
+import ast
 import importlib
 import inspect
 import re
@@ -47,6 +48,13 @@ def test_signatures_are_those_of_the_objects(entry):
         flat = shorter
     names = [re.match(r"\**(\w*)", part.strip())[1] for part in flat.split(",") if part.strip()]
     assert [name for name in names if name] == [p for p in inspect.signature(thing).parameters if p != "self"]
+
+
+@pytest.mark.parametrize("entry", ENTRIES, ids=lambda entry: entry.anchor)
+def test_everything_public_says_what_it_is(entry):
+    methods = entry.node.body if isinstance(entry.node, ast.ClassDef) else []
+    public = [m for m in methods if isinstance(m, ast.FunctionDef) and not m.name.startswith("_")]
+    assert not [node.name for node in (entry.node, *public) if not ast.get_docstring(node)]
 
 
 def test_shapes_are_readable():

@@ -190,6 +190,13 @@ def sampler_agrees_by_gradient(
 
     Any normalised density has this property under its own samples. A constant or a factor in log_prob goes
     unnoticed, a sampler or a normaliser of another distribution does not.
+
+    Args:
+        parameters: what log_prob can be differentiated by; those that require no gradient are left out.
+        n: samples, 50 or more.
+
+    Fails where `sample` does not answer with as many events as it is asked for; undecided without parameters, and
+    where none of them changes log_prob.
     """
     parameters = [p for p in parameters if p.requires_grad]
     if not parameters:
@@ -228,6 +235,12 @@ def sampler_repeatable(
     """Samples have their shape, lie in the support, repeat with a seed and differ without.
 
     A sampler with an argument `generator` must draw from it and from nothing else.
+
+    Args:
+        event_shape: of one event; any where None.
+        support: "binary", or anything finite.
+
+    Fails where one of these does not hold, and where `sample(n)` is no tensor of n events.
     """
     takes_generator = "generator" in inspect.signature(sample).parameters
 

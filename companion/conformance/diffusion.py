@@ -19,6 +19,8 @@ PRODUCT = 1e-4
 def schedule_consistent(betas: Float[Tensor, " steps"], alpha_bars: Float[Tensor, " n"]) -> Outcome:
     """0 < β_t < 1 and ᾱ_t = ∏_{s≤t} (1 - β_s), for ᾱ from t = 0, where it is 1, or from t = 1.
 
+    Fails, too, for T β with another number of ᾱ than T or T + 1.
+
     >>> import torch
     >>> from companion.conformance import schedule_consistent
     >>> betas = torch.linspace(1e-4, 0.02, 1000)
@@ -60,7 +62,10 @@ def schedule_consistent(betas: Float[Tensor, " steps"], alpha_bars: Float[Tensor
 def denoiser_matches_score(eps: Field, log_prob: Field, x: Float[Tensor, " batch *event"], alpha_bar: float) -> Outcome:
     """ε̂(x_t) = -√(1 - ᾱ_t) ∇ log q(x_t), at one time, with `log_prob` log q(x_t) of the noised data.
 
-    A failure says whether it is the score, x̂_0 or v that was given, and names a sign or a factor.
+    A failure says whether it is the score, x̂_0 or v that was given, and names a sign or a factor. Fails for an ε̂ of
+    another shape than x; undecided where the score is zero at every x.
+
+    Raises ValueError for an alpha_bar below 0 or above 1.
     """
     with torch.enable_grad():
         leaf = x.detach().clone().requires_grad_()
@@ -111,6 +116,8 @@ def sampler_without_final_noise(
         alpha_bar: ᾱ at the times that `sample` gives its denoiser.
         x: where it starts.
         point: the value of every coordinate of the data.
+
+    Fails, too, for samples of another shape than x. Raises ValueError where ᾱ is below 0 or above 1.
     """
 
     def eps(x: Tensor, t: float) -> Tensor:

@@ -46,6 +46,10 @@ def loss_in_unit(
     Args:
         loss: returns something with `value` (batch,), `parts` (names to tensors, may be empty) and `unit`. Of a bare
             tensor nothing can be said.
+        repeats: evaluations of whatever is random, two or more for a standard error.
+
+    Fails where one of these is missing or of another kind, where the parts do not sum to the value, and in a unit of
+    nats or bits where the loss of an example depends on the rest of its batch. Raises ValueError for a single repeat.
     """
     with seeded(seed), torch.no_grad():
         first = loss(x)

@@ -45,6 +45,7 @@ class Outcome:
 
     @property
     def verdict(self) -> str:
+        """In a word: passed, FAILED or undecided."""
         return {True: "passed", False: "FAILED", None: "undecided"}[self.passed]
 
     def __bool__(self) -> bool:
@@ -80,6 +81,7 @@ class Report:
 
     @property
     def failures(self) -> tuple[Outcome, ...]:
+        """The outcomes that failed. Undecided ones are not among them."""
         return tuple(outcome for outcome in self.outcomes if outcome.passed is False)
 
     def __bool__(self) -> bool:

@@ -15,6 +15,8 @@ Numbers = Callable[[Tensor], Tensor]
 def score_matches_gradient(score: Numbers, log_prob: Numbers, x: Float[Tensor, " batch *event"]) -> Outcome:
     """score(x) is ∇_x log_prob(x), in sign and scale. Minus an energy does as well for `log_prob`.
 
+    Fails for a score of another shape than x; undecided where the gradient is zero at every x.
+
     >>> import torch
     >>> from companion.conformance import score_matches_gradient
     >>> x = torch.tensor([[1.0, 2.0], [3.0, 4.0]])
@@ -49,7 +51,10 @@ def score_matches_gradient(score: Numbers, log_prob: Numbers, x: Float[Tensor, "
 
 @conformance
 def energy_matches_log_prob(energy: Numbers, log_prob: Numbers, x: Float[Tensor, " batch *event"]) -> Outcome:
-    """log_prob(x) + energy(x) is the same constant, minus the log of the normaliser, at every x."""
+    """log_prob(x) + energy(x) is the same constant, minus the log of the normaliser, at every x.
+
+    Fails where one of them does not answer (batch,); undecided for a single x.
+    """
     if len(x) < 2:
         raise Undecided("one x shows no constant")
     with torch.no_grad():

@@ -98,6 +98,7 @@ class Result:
         return self.passed and all(m.rejected for m in self.mutants)
 
     def to_dict(self) -> dict[str, Any]:
+        """All fields, those of the mutants included, as `companion verify` writes them to `ledger.json`."""
         return asdict(self)
 
     def _summary(self) -> str:
@@ -263,6 +264,8 @@ def verifies(
             allowed five standard errors.
         instances: returns what the function is called with, one call for each; by default three seeded
             `numpy.random.Generator`s.
+
+    Raises ValueError for a kind or a route that is none of these, and for a label that has a check already.
     """
     for name, value, allowed in (("kind", kind, KINDS), ("route", route, ROUTES)):
         if value not in allowed:

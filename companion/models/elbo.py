@@ -21,6 +21,8 @@ class BernoulliMixture(nn.Module):
         event_shape: the shape of one image, such as (1, 28, 28).
         generator: draws the random start, prototypes near grey.
 
+    Raises ValueError unless components is a positive integer.
+
     >>> import torch
     >>> from companion.models import BernoulliMixture
     >>> _ = torch.manual_seed(0)
@@ -45,7 +47,7 @@ class BernoulliMixture(nn.Module):
         return Independent(Bernoulli(logits=self.pixel_logits[z]), len(self.event_shape))
 
     def encode(self, x: Float[Tensor, " batch *event"]) -> Categorical:
-        """The posterior p(z|x), which here is exact."""
+        """The posterior p(z|x), which here is exact. Raises as `log_prob`."""
         return Categorical(logits=self._log_joint(x))
 
     def log_prob(self, x: Float[Tensor, " batch *event"]) -> Float[Tensor, " batch"]:
@@ -53,11 +55,15 @@ class BernoulliMixture(nn.Module):
         return self._log_joint(x).logsumexp(-1)
 
     def elbo(self, x: Float[Tensor, " batch *event"], q: Categorical | None = None) -> Float[Tensor, " batch"]:
-        """E_q[log p(x,z)] + H(q) in nats, for any q over components; for the exact posterior where none is given."""
+        """E_q[log p(x,z)] + H(q) in nats, for any q over components; for the exact posterior where none is given.
+
+        Raises as `log_prob`.
+        """
         q = self.encode(x) if q is None else q
         return (q.probs * self._log_joint(x)).sum(-1) + q.entropy()
 
     def loss(self, x: Float[Tensor, " batch *event"]) -> Loss:
+        """-log p(x), nats. Raises as `log_prob`."""
         negative = -self.log_prob(x)
         return Loss(negative, {"negative log-likelihood": negative}, "nats")
 
@@ -92,6 +98,7 @@ class BernoulliMixture(nn.Module):
 
     @torch.no_grad()
     def sample(self, n: int, generator: torch.Generator | None = None) -> Float[Tensor, " n *event"]:
+        """z by the weights π, then every pixel on its own. Raises ValueError unless n is a positive integer."""
         require_positive_int(n, "n")
         z = torch.multinomial(self.log_weights.softmax(0), n, replacement=True, generator=generator)
         return torch.bernoulli(self.pixel_logits[z].sigmoid(), generator=generator)
@@ -110,6 +117,8 @@ def linear_gaussian_elbo(model: ProbabilisticPCA, x: Float[Tensor, " batch dim"]
 
     Args:
         q: a Normal with mean and scale of shape (batch, latent).
+
+    Raises TypeError or ValueError for an x or a mean of q of a wrong shape or dtype, and for NaN.
     """
     require_events(x, model.weight.shape[:1])
     require_events(q.mean, model.weight.shape[1:], "q.mean")
@@ -121,6 +130,6 @@ def linear_gaussian_elbo(model: ProbabilisticPCA, x: Float[Tensor, " batch dim"]
 
 
 def mean_field(model: ProbabilisticPCA, x: Float[Tensor, " batch dim"]) -> Normal:
-    """The diagonal Gaussian with the highest bound: the posterior's mean, variances 1/Λ_jj."""
+    """The diagonal Gaussian with the highest bound: the posterior's mean, variances 1/Λ_jj. Raises as `encode` does."""
     mean = model.encode(x).mean
     return Normal(mean, model.posterior_precision().diagonal().rsqrt().expand_as(mean))

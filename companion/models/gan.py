@@ -34,11 +34,13 @@ class Discriminator(nn.Module):
         self.head = nn.Linear(features + kernels, 1)
 
     def features(self, x: Float[Tensor, " batch *event"], layer: int) -> Float[Tensor, " batch features"]:
+        """What the hidden layer `layer`, counted from 0, answers, flat."""
         for part in self.layers[: layer + 1]:
             x = part(x)
         return x.flatten(1)
 
     def forward(self, x: Float[Tensor, " batch *event"]) -> Float[Tensor, " batch"]:
+        """The logit ℓ(x); under "wasserstein" the critic's value, in no unit."""
         h = self.features(x, len(self.layers) - 1)
         if self.minibatch is not None:
             h = torch.cat([h, self.minibatch(h)], 1)
@@ -196,7 +198,7 @@ class GAN(nn.Module):
         }
 
     def generate(self, z: Float[Tensor, " batch latent"]) -> Float[Tensor, " batch *event"]:
-        """G(z)."""
+        """G(z). Raises TypeError or ValueError for a z of a wrong shape or dtype, and for NaN."""
         require_events(z, (self.latent_dim,), "z")
         if self.reference is None:
             return self.generator(z).to(z.dtype)
@@ -204,7 +206,7 @@ class GAN(nn.Module):
 
     @torch.no_grad()
     def sample(self, n: int, generator: torch.Generator | None = None) -> Float[Tensor, " n *event"]:
-        """z from the prior, and G(z)."""
+        """z from the prior, and G(z). Raises ValueError unless n is a positive integer."""
         require_positive_int(n, "n")
         like = next(self.generator.parameters())
         return self.generate(torch.randn(n, self.latent_dim, generator=generator, device=like.device, dtype=like.dtype))

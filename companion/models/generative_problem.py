@@ -62,10 +62,12 @@ class IndependentPixels(nn.Module):
         return (x * self.logits - F.softplus(self.logits)).flatten(1).sum(1)
 
     def loss(self, x: Float[Tensor, " batch *event"]) -> Loss:
+        """-log p(x), nats. Raises as `log_prob`."""
         return _negative_log_likelihood(self.log_prob(x))
 
     @torch.no_grad()
     def sample(self, n: int, generator: torch.Generator | None = None) -> Float[Tensor, " n *event"]:
+        """Every pixel drawn on its own. Raises ValueError unless n is a positive integer."""
         require_positive_int(n, "n")
         return torch.bernoulli(self.logits.sigmoid().expand(n, *self.event_shape), generator=generator)
 
@@ -80,6 +82,8 @@ class GaussianMixture(nn.Module):
     Args:
         components: K.
         dim: d_x.
+
+    Raises ValueError unless both are positive integers.
 
     >>> import torch
     >>> from companion.models import GaussianMixture
@@ -99,7 +103,10 @@ class GaussianMixture(nn.Module):
 
     @torch.no_grad()
     def start_at(self, x: Float[Tensor, " batch dim"], generator: torch.Generator | None = None) -> "GaussianMixture":
-        """Put the means on different data points and give all components the width that would tile the data."""
+        """Put the means on different data points and give all components the width that would tile the data.
+
+        Raises TypeError or ValueError for a wrong shape, dtype or NaN, and for fewer points than components.
+        """
         k, dim = self.means.shape
         require_events(x, (dim,))
         if len(x) < k:
@@ -113,7 +120,7 @@ class GaussianMixture(nn.Module):
         return Independent(Normal(self.means[z], self.log_scales[z].exp()), 1)
 
     def encode(self, x: Float[Tensor, " batch dim"]) -> Categorical:
-        """The posterior p(z|x), which here is exact."""
+        """The posterior p(z|x), which here is exact. Raises as `log_prob`."""
         return Categorical(logits=self._log_joint(x))
 
     def log_prob(self, x: Float[Tensor, " batch dim"]) -> Float[Tensor, " batch"]:
@@ -121,10 +128,12 @@ class GaussianMixture(nn.Module):
         return self._log_joint(x).logsumexp(-1)
 
     def loss(self, x: Float[Tensor, " batch dim"]) -> Loss:
+        """-log p(x), nats. Raises as `log_prob`."""
         return _negative_log_likelihood(self.log_prob(x))
 
     @torch.no_grad()
     def sample(self, n: int, generator: torch.Generator | None = None) -> Float[Tensor, " n dim"]:
+        """z by the weights π, then x from its Gaussian. Raises ValueError unless n is a positive integer."""
         require_positive_int(n, "n")
         z = torch.multinomial(self.logits.softmax(0), n, replacement=True, generator=generator)
         noise = torch.randn(n, self.means.shape[1], generator=generator, device=z.device, dtype=self.means.dtype)
@@ -142,6 +151,8 @@ class ProbabilisticPCA(nn.Module):
     Args:
         dim: d_x.
         latent_dim: d_z, smaller than d_x.
+
+    Raises ValueError unless both are positive integers, and latent_dim the smaller.
 
     >>> import torch
     >>> from companion.models import ProbabilisticPCA
@@ -183,7 +194,7 @@ class ProbabilisticPCA(nn.Module):
         return self
 
     def decode(self, z: Float[Tensor, " batch latent"]) -> Distribution:
-        """p(x|z)."""
+        """p(x|z). Raises TypeError or ValueError for a z of a wrong shape or dtype, and for NaN."""
         require_events(z, self.weight.shape[1:], "z")
         return Independent(Normal(z @ self.weight.T + self.mean, self.log_scale.exp()), 1)
 
@@ -193,14 +204,17 @@ class ProbabilisticPCA(nn.Module):
         return identity + self.weight.T @ self.weight * (-2 * self.log_scale).exp()
 
     def encode(self, x: Float[Tensor, " batch dim"]) -> MultivariateNormal:
-        """The posterior p(z|x), which here is exact."""
+        """The posterior p(z|x), which here is exact. Raises as `log_prob`."""
         require_events(x, self.weight.shape[:1])
         precision = self.posterior_precision()
         pull = (x - self.mean) @ self.weight * (-2 * self.log_scale).exp()
         return MultivariateNormal(torch.linalg.solve(precision, pull.T).T, precision_matrix=precision)
 
     def log_prob(self, x: Float[Tensor, " batch dim"]) -> Float[Tensor, " batch"]:
-        """log N(x; μ, WWᵀ + σ²I) in nats, at the cost of a d_z × d_z factorisation instead of d_x × d_x."""
+        """log N(x; μ, WWᵀ + σ²I) in nats, at the cost of a d_z × d_z factorisation instead of d_x × d_x.
+
+        Raises TypeError or ValueError for a wrong shape, dtype or NaN.
+        """
         dim, _ = self.weight.shape
         require_events(x, (dim,))
         centred, scale = (x - self.mean) / self.log_scale.exp(), self.log_scale.exp()
@@ -212,10 +226,12 @@ class ProbabilisticPCA(nn.Module):
         return -0.5 * (quadratic + log_det + dim * math.log(2 * math.pi))
 
     def loss(self, x: Float[Tensor, " batch dim"]) -> Loss:
+        """-log p(x), nats. Raises as `log_prob`."""
         return _negative_log_likelihood(self.log_prob(x))
 
     @torch.no_grad()
     def sample(self, n: int, generator: torch.Generator | None = None) -> Float[Tensor, " n dim"]:
+        """z from the prior, then x from p(x|z) with its noise. Raises ValueError unless n is a positive integer."""
         require_positive_int(n, "n")
         dim, latent_dim = self.weight.shape
         device, dtype = self.weight.device, self.weight.dtype

@@ -51,6 +51,8 @@ class HVAE(nn.Module):
         free_bits: nats that each level's divergence, averaged over the batch, may have without cost (Kingma et
             al. 2016, eq. 15).
 
+    Raises ValueError for an argument that means nothing.
+
     >>> import torch
     >>> from companion.models import HVAE
     >>> model = HVAE((2,), latent_dims=(2, 1), hidden=(8, 8), likelihood="gaussian").eval()
@@ -141,7 +143,10 @@ class HVAE(nn.Module):
         return self._draw(self._evidence(x), samples)
 
     def decode(self, z: Float[Tensor, " batch latent"]) -> Independent:
-        """p(x|z_1), batch shape (batch,), event shape that of an example."""
+        """p(x|z_1), batch shape (batch,), event shape that of an example.
+
+        Raises TypeError or ValueError for a z of a wrong shape or dtype, and for NaN.
+        """
         require_events(z, self.latent_dims[:1], "z")
         return pixel_distribution(self.decoder(z).to(z.dtype), self.likelihood, self.log_scale)
 
@@ -178,7 +183,10 @@ class HVAE(nn.Module):
 
     @torch.no_grad()
     def log_weights(self, x: Float[Tensor, " batch *event"], samples: int) -> Float[Tensor, " samples batch"]:
-        """log p(x,z_{1:T}) - log q(z_{1:T}|x) for so many draws from q, in nats, with autocast off."""
+        """log p(x,z_{1:T}) - log q(z_{1:T}|x) for so many draws from q, in nats, with autocast off.
+
+        Raises TypeError or ValueError for a wrong shape or dtype, NaN, and a number of samples that means nothing.
+        """
         require_positive_int(samples, "samples")
         with torch.autocast(x.device.type, enabled=False):
             evidence = self._evidence(x)
@@ -197,7 +205,10 @@ class HVAE(nn.Module):
 
     @torch.no_grad()
     def sample(self, n: int, generator: torch.Generator | None = None) -> Float[Tensor, " n *event"]:
-        """z_T from the prior, then down the chain, and x from the decoder, its noise included."""
+        """z_T from the prior, then down the chain, and x from the decoder, its noise included.
+
+        Raises ValueError unless n is a positive integer.
+        """
         require_positive_int(n, "n")
         device, dtype = self.log_scale.device, self.log_scale.dtype
         top = torch.randn(n, self.latent_dims[-1], generator=generator, device=device, dtype=dtype)
@@ -210,7 +221,10 @@ class HVAE(nn.Module):
         level: int | None = None,
         generator: torch.Generator | None = None,
     ) -> Float[Tensor, " batch bottom"]:
-        """From z_t at a level t, the top one if None, down to z_1, with a fresh draw at each level below."""
+        """From z_t at a level t, the top one if None, down to z_1, with a fresh draw at each level below.
+
+        Raises TypeError or ValueError for a level that is not there, and for a z of a wrong shape or dtype, or NaN.
+        """
         level = len(self.latent_dims) if level is None else level
         if level not in range(1, len(self.latent_dims) + 1):
             raise ValueError(f"level must be from 1 to {len(self.latent_dims)}, got {level!r}")

@@ -45,46 +45,78 @@ class Player(NamedTuple):
 
 @runtime_checkable
 class Learner(Protocol):
-    def loss(self, x: Tensor) -> Loss: ...
+    """How do I learn?"""
+
+    def loss(self, x: Tensor) -> Loss:
+        """What training minimises: a value for each example, (batch,), in a unit of its own."""
+        ...
 
 
 @runtime_checkable
 class Game(Protocol):
     """Learns as a game: every player has a loss of its own, and nobody a loss of the whole."""
 
-    def players(self) -> dict[str, Player]: ...
+    def players(self) -> dict[str, Player]:
+        """The players by name, in the order of their updates; each loss is (batch,), in a unit of its own."""
+        ...
 
 
 @runtime_checkable
 class Sampler(Protocol):
-    def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor: ...
+    """What do my examples look like?"""
+
+    def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
+        """n draws, (n, *event_shape)."""
+        ...
 
 
 @runtime_checkable
 class Density(Protocol):
-    def log_prob(self, x: Tensor) -> Float[Tensor, " batch"]: ...
+    """How probable is x, exactly?"""
+
+    def log_prob(self, x: Tensor) -> Float[Tensor, " batch"]:
+        """log p(x) in nats, of discrete values log P(x)."""
+        ...
 
 
 @runtime_checkable
 class Bound(Protocol):
-    def elbo(self, x: Tensor) -> Float[Tensor, " batch"]: ...
+    """How probable is x, at least?"""
+
+    def elbo(self, x: Tensor) -> Float[Tensor, " batch"]:
+        """A lower bound on log p(x) in nats, or an unbiased draw of one."""
+        ...
 
 
 @runtime_checkable
 class Energy(Protocol):
-    def energy(self, x: Tensor) -> Float[Tensor, " batch"]: ...
+    """How probable is x, next to another?"""
+
+    def energy(self, x: Tensor) -> Float[Tensor, " batch"]:
+        """E(x) = -log p(x) - log Z in nats, with a constant log Z that need not be known."""
+        ...
 
 
 @runtime_checkable
 class Score(Protocol):
-    def score(self, x: Tensor) -> Tensor: ...
+    """Where does the density rise?"""
+
+    def score(self, x: Tensor) -> Tensor:
+        """∇_x log p(x), of the shape of x, in nats per unit of x; of noised data at the noise or time given after x."""
+        ...
 
 
 @runtime_checkable
 class Code(Protocol):
-    def encode(self, x: Tensor) -> Distribution: ...
+    """Which latents stand for x, and which x for latents?"""
 
-    def decode(self, z: Tensor) -> Distribution: ...
+    def encode(self, x: Tensor) -> Distribution:
+        """q(z|x), the posterior or what stands for it, for each of the batch."""
+        ...
+
+    def decode(self, z: Tensor) -> Distribution:
+        """p(x|z) for each of the batch."""
+        ...
 
 
 QUESTIONS: dict[str, type | tuple[type, ...]] = {

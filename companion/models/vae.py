@@ -45,6 +45,8 @@ class Autoencoder(nn.Module):
         network: "mlp", one hidden layer, or "conv".
         hidden: width of the hidden layer.
 
+    Raises ValueError for an argument that means nothing.
+
     >>> import torch
     >>> from companion.models import Autoencoder
     >>> model = Autoencoder(event_shape=(1, 28, 28), latent_dim=2)
@@ -66,10 +68,12 @@ class Autoencoder(nn.Module):
         self.encoder, self.decoder = _networks(network, self.event_shape, hidden, latent_dim, latent_dim)
 
     def code(self, x: Float[Tensor, " batch *event"]) -> Float[Tensor, " batch latent"]:
+        """The encoder's answer. Raises TypeError or ValueError for a wrong shape or dtype, and for NaN."""
         require_events(x, self.event_shape)
         return self.encoder(x)
 
     def reconstruct(self, z: Float[Tensor, " batch latent"]) -> Float[Tensor, " batch *event"]:
+        """The decoder's answer. Raises as `code`, of z."""
         require_events(z, (self.latent_dim,), "z")
         return self.decoder(z)
 
@@ -92,6 +96,8 @@ class VAE(nn.Module):
         beta: the weight of the KL; 1 is the evidence lower bound, anything else a β-VAE (Higgins et al. 2017).
         samples: latents drawn for each example. With more than one, the loss is the importance-weighted bound
             (Burda et al. 2016, eq. 8).
+
+    Raises ValueError for an argument that means nothing.
 
     >>> import torch
     >>> from companion.models import VAE
@@ -145,7 +151,10 @@ class VAE(nn.Module):
         return Independent(Normal(mean, scale, validate_args=False), 1, validate_args=False)
 
     def decode(self, z: Float[Tensor, " batch latent"]) -> Independent:
-        """p(x|z), batch shape (batch,), event shape that of an example."""
+        """p(x|z), batch shape (batch,), event shape that of an example.
+
+        Raises TypeError or ValueError for a z of a wrong shape or dtype, and for NaN.
+        """
         require_events(z, (self.latent_dim,), "z")
         return pixel_distribution(self.decoder(z).to(z.dtype), self.likelihood, self.log_scale)
 
@@ -169,7 +178,7 @@ class VAE(nn.Module):
         """log p(x,z) - log q(z|x) for so many draws of z from q, in nats.
 
         Encodes once and decodes a few hundred rows at a time. Autocast is off: in bfloat16 a log-likelihood of
-        784 pixels is wrong by nats.
+        784 pixels is wrong by nats. Raises as `encode`, and ValueError unless samples is a positive integer.
         """
         require_positive_int(samples, "samples")
         with torch.autocast(x.device.type, enabled=False):
@@ -183,7 +192,10 @@ class VAE(nn.Module):
 
     @torch.no_grad()
     def sample(self, n: int, generator: torch.Generator | None = None) -> Float[Tensor, " n *event"]:
-        """z from the prior, then x from the decoder, its noise included."""
+        """z from the prior, then x from the decoder, its noise included.
+
+        Raises ValueError unless n is a positive integer.
+        """
         require_positive_int(n, "n")
         device, dtype = self.log_scale.device, self.log_scale.dtype
         z = torch.randn(n, self.latent_dim, generator=generator, device=device, dtype=dtype)

@@ -9,6 +9,8 @@ from torch import nn
 def mlp(sizes: Sequence[int], activation: Callable[[], nn.Module] = nn.ReLU) -> nn.Sequential:
     """Linear layers of the given sizes, from input to output, with an activation between them.
 
+    Raises ValueError for fewer than two sizes.
+
     >>> from companion.nets import mlp
     >>> mlp([2, 8, 1])
     Sequential(

@@ -31,6 +31,8 @@ class MADE(BinaryAutoregressive):
         shuffle: each seed also draws an order of the pixels (sec. 4.2); otherwise it is row by row.
         direct: also connect input d' to output d where m⁰(d) > m⁰(d').
 
+    Raises ValueError for an argument that means nothing.
+
     >>> import torch
     >>> from companion.models import MADE
     >>> model = MADE((1, 2, 2), hidden=(8,))

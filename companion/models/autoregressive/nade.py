@@ -79,6 +79,8 @@ class NADE(BinaryAutoregressive):
         orderless: train for all orders at once (there), with hidden units that also see which pixels are
             given, as zero is a value, too.
 
+    Raises ValueError for an argument that means nothing.
+
     >>> import torch
     >>> from companion.conformance import all_binary
     >>> from companion.models import NADE
@@ -144,7 +146,10 @@ class NADE(BinaryAutoregressive):
 
     def loss(self, x: Float[Tensor, " batch *event"], label: Int[Tensor, " batch"] | None = None) -> Loss:
         """-log p(x). Where `orderless`, an unbiased estimate of its mean over all orders: a random number of random
-        pixels is given, and the others are each predicted from these (Uria et al. 2014)."""
+        pixels is given, and the others are each predicted from these (Uria et al. 2014).
+
+        Raises as `log_prob`.
+        """
         if self.given is None:
             return super().loss(x, label)
         self._require(x, label)

@@ -230,7 +230,7 @@ class DDPM(nn.Module):
 
     @torch.no_grad()
     def noise(self, n: int, generator: torch.Generator | None = None) -> Float[Tensor, " n *event"]:
-        """N(0, I), where sampling starts."""
+        """N(0, I), where sampling starts. Raises ValueError unless n is a positive integer."""
         require_positive_int(n, "n")
         return self._like.new_empty(n, *self.event_shape).normal_(generator=generator)
 

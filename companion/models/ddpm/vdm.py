@@ -170,13 +170,16 @@ class VDM(nn.Module):
 
     @torch.no_grad()
     def noise(self, n: int, generator: torch.Generator | None = None) -> Float[Tensor, " n *event"]:
-        """N(0, I), where sampling starts."""
+        """N(0, I), where sampling starts. Raises ValueError unless n is a positive integer."""
         require_positive_int(n, "n")
         return self.ends.new_empty(n, *self.event_shape).normal_(generator=generator)
 
     @torch.no_grad()
     def grid(self, steps: int) -> Grid:
-        """So many equal steps of time from 1 to 0, and ᾱ = a² there: it ends at sigmoid(-γ_0), a little below 1."""
+        """So many equal steps of time from 1 to 0, and ᾱ = a² there: it ends at sigmoid(-γ_0), a little below 1.
+
+        Raises ValueError unless steps is a positive integer.
+        """
         require_positive_int(steps, "steps")
         t = torch.linspace(1, 0, steps + 1, dtype=self.ends.dtype, device=self.ends.device)
         # In float64, as samplers take the difference of ᾱ from 1.

@@ -73,7 +73,10 @@ class AdversarialEBM(nn.Module):
 
     @torch.no_grad()
     def sample(self, n: int, generator: torch.Generator | None = None) -> Float[Tensor, " n *event"]:
-        """Draws of q, the model's as far as q is p; chains from there lead to p itself."""
+        """Draws of q, the model's as far as q is p; chains from there lead to p itself.
+
+        Raises ValueError unless n is a positive integer.
+        """
         require_positive_int(n, "n")
         return self._draw(n, generator)[0]
 
@@ -89,7 +92,10 @@ class AdversarialEBM(nn.Module):
         return -self.energy(x) - log_q
 
     def energy_loss(self, x: Float[Tensor, " batch *event"]) -> Loss:
-        """E(x) - E(x̃) - log q(x̃), the sampler held fixed: its mean is at most that of -log p(x)."""
+        """E(x) - E(x̃) - log q(x̃), the sampler held fixed: its mean is at most that of -log p(x).
+
+        Raises as `energy`.
+        """
         require_events(x, self.event_shape)
         with torch.no_grad():
             samples, log_q = self._draw(len(x))
@@ -98,7 +104,10 @@ class AdversarialEBM(nn.Module):
         return Loss.of(parts, "game value")
 
     def sampler_loss(self, x: Float[Tensor, " batch *event"]) -> Loss:
-        """E(x̃) + log q(x̃), whose mean is KL(q‖p) - log Z, on as many draws of q as there are examples."""
+        """E(x̃) + log q(x̃), whose mean is KL(q‖p) - log Z, on as many draws of q as there are examples.
+
+        Raises as `energy`.
+        """
         require_events(x, self.event_shape)
         samples, log_q = self._draw(len(x))
         parts = {"energy": self(samples), "negative entropy": log_q}

@@ -85,6 +85,7 @@ class ContrastiveDivergence(Objective):
         self.register_buffer("buffer", None)
 
     def prepare(self, model: EBM) -> None:
+        """Draws the chains of "buffer" from the model's box. Raises ValueError where it has those of another model."""
         if self.start == "buffer":
             if self.buffer is not None:
                 raise ValueError("this objective keeps the chains of another model; make one for each model")
@@ -104,7 +105,10 @@ class ContrastiveDivergence(Objective):
 
     @torch.no_grad()
     def starts(self, model: EBM, x: Float[Tensor, " batch *event"]) -> tuple[Tensor, Tensor | None]:
-        """Where the chains of a batch start, and which of the buffer they are."""
+        """Where the chains of a batch start, and which of the buffer they are, None for other starts.
+
+        Raises ValueError for a batch larger than the buffer.
+        """
         n = len(x)
         if self.start == "data":
             return x, None
@@ -212,6 +216,7 @@ class SlicedScoreMatching(Objective):
         self.projections, self.variance_reduced = projections, variance_reduced
 
     def directions(self, x: Float[Tensor, " batch *event"]) -> Float[Tensor, " projections batch *event"]:
+        """Independent signs ±1, drawn anew at each call."""
         return torch.randint(0, 2, (self.projections, *x.shape), device=x.device).to(x.dtype) * 2 - 1
 
     def forward(self, model: EBM, x: Float[Tensor, " batch *event"]) -> Loss:
@@ -247,6 +252,7 @@ class DenoisingScoreMatching(Objective):
         self.sigma = sigma
 
     def forward(self, model: EBM, x: Float[Tensor, " batch *event"]) -> Loss:
+        """At one draw of ε for each example. Raises ValueError for a network that does not answer (batch,)."""
         epsilon = torch.randn_like(x)
         with torch.enable_grad(), torch.autocast(x.device.type, enabled=False):
             noisy = (x + self.sigma * epsilon).detach().requires_grad_()

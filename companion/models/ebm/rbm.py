@@ -35,6 +35,8 @@ class RBM(nn.Module):
         k: Gibbs steps in each loss, from the data (CD-k) or from the persistent chains.
         chains: how many persistent chains there are (PCD, Tieleman 2008), a buffer of this name; None for CD-k.
 
+    Raises ValueError for an argument that means nothing.
+
     >>> import torch
     >>> from companion.models import RBM
     >>> model = RBM((1, 2, 2), hidden=3)
@@ -131,7 +133,10 @@ class RBM(nn.Module):
     @torch.no_grad()
     def sample(self, n: int, generator: torch.Generator | None = None, steps: int = 1000) -> Float[Tensor, " n *event"]:
         """Independent Gibbs chains, started from fair coins: draws of the model as the steps go to infinity. A model
-        with modes far apart keeps a chain in the first that it finds for much longer than a thousand steps."""
+        with modes far apart keeps a chain in the first that it finds for much longer than a thousand steps.
+
+        Raises ValueError unless n is a positive integer.
+        """
         require_positive_int(n, "n")
         noise = _draw(self.bias.new_full((n, self.pixels), 0.5), generator)
         return self._gibbs(noise, steps, generator).unflatten(1, self.event_shape)

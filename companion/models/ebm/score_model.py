@@ -104,7 +104,10 @@ class ScoreModel(nn.Module):
 
     @torch.no_grad()
     def noise(self, n: int, generator: torch.Generator | None = None) -> Float[Tensor, " n *event"]:
-        """N(0, σ_1² I), where chains start: if σ_1 is far above the size of the data, nearly p_σ1."""
+        """N(0, σ_1² I), where chains start: if σ_1 is far above the size of the data, nearly p_σ1.
+
+        Raises ValueError unless n is a positive integer.
+        """
         require_positive_int(n, "n")
         return self.sigmas[0] * self.sigmas.new_empty(n, *self.event_shape).normal_(generator=generator)
 

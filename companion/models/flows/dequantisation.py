@@ -80,6 +80,8 @@ class VariationalNoise(nn.Module):
     Args:
         event_shape: (dim,), for a network of fully connected layers, or (colours, height, width), for convolutions.
         hidden: features of the two hidden layers.
+
+    Raises ValueError for an argument that means nothing.
     """
 
     def __init__(self, event_shape: tuple[int, ...], hidden: int = 32):
@@ -213,7 +215,10 @@ class Dequantised(nn.Module):
         **options: float,
     ) -> Float[Tensor, " n *event"]:
         """Levels k / (L - 1): the cells that draws of the flow fall into. `options`, such as a temperature, are the
-        flow's."""
+        flow's.
+
+        Raises ValueError unless n is a positive integer, and as the flow does.
+        """
         require_positive_int(n, "n")
         y = self.flow.sample(n, generator=generator, **_given(label), **options)
         if self.logit is not None:

@@ -84,6 +84,8 @@ class MAF(Flow):
         hidden: the widths of each network's hidden layers.
         classes: of labels, a bias for each in the networks' first layer; None for none.
 
+    Raises ValueError for an argument that means nothing.
+
     >>> import torch
     >>> from companion.models import MAF
     >>> model = MAF((3,), hidden=(8,))
