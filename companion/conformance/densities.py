@@ -196,17 +196,22 @@ def sampler_agrees_by_gradient(
         n: samples, 50 or more.
 
     Fails where `sample` does not answer with as many events as it is asked for; undecided without parameters, and
-    where none of them changes log_prob.
+    where none of them changes log_prob. Raises ValueError for an n below 50.
     """
+    batches, draws = 50, []
+    if isinstance(n, bool) or not isinstance(n, int) or n < batches:
+        raise ValueError(f"n must be an integer of at least {batches}, got {n!r}")
     parameters = [p for p in parameters if p.requires_grad]
     if not parameters:
         raise Undecided("no parameter to take the gradient for")
-    batches, draws = 50, []
     with seeded(seed):
         x = _draw(sample, n // batches * batches)
         directions = [torch.randn(20, *p.shape, dtype=p.dtype, device=p.device) for p in parameters]
     for batch in x.chunk(batches):
-        gradients = torch.autograd.grad(log_prob(batch).mean(), parameters, allow_unused=True)
+        value = log_prob(batch).mean()
+        if not value.requires_grad:
+            raise Undecided("log_prob keeps no gradient")
+        gradients = torch.autograd.grad(value, parameters, allow_unused=True)
         dots = [(v * g).flatten(1).sum(1) for v, g in zip(directions, gradients, strict=True) if g is not None]
         draws.append(torch.stack(dots).sum(0).double() if dots else torch.zeros(20, dtype=torch.float64))
     if not any(draw.any() for draw in draws):
@@ -220,7 +225,7 @@ def sampler_agrees_by_gradient(
             f"log_prob of the model's own samples still rises, by {mean[i]:.4g}, along direction {i} of the parameters:"
             " the samples come from another distribution, or the normaliser is wrong"
         ),
-        f"{n} samples",
+        f"{len(x)} samples",
     )
 
 

@@ -67,6 +67,7 @@ def denoiser_matches_score(eps: Field, log_prob: Field, x: Float[Tensor, " batch
 
     Raises ValueError for an alpha_bar below 0 or above 1.
     """
+    _require_alpha_bar(alpha_bar)
     with torch.enable_grad():
         leaf = x.detach().clone().requires_grad_()
         [score] = torch.autograd.grad(log_prob(leaf).sum(), leaf)
@@ -122,6 +123,9 @@ def sampler_without_final_noise(
 
     def eps(x: Tensor, t: float) -> Tensor:
         bar = float(alpha_bar(t))
+        _require_alpha_bar(bar, f"alpha_bar({t:g})")
+        if bar == 1:
+            raise Fault(f"the denoiser is asked at t = {t:g}, where ᾱ is 1 and there is no noise to be found")
         return (x - math.sqrt(bar) * point) / math.sqrt(1 - bar)
 
     with seeded(seed), torch.no_grad():
@@ -139,6 +143,11 @@ def sampler_without_final_noise(
         return f"{text}; all of them are off by {shift:.3g}"
 
     return judge(off.abs().max(1).values, 0.0, rounding, fault, f"{len(x)} samples", unit="")
+
+
+def _require_alpha_bar(value: float, name: str = "alpha_bar") -> None:
+    if not 0 <= value <= 1:
+        raise ValueError(f"{name} must be from 0 to 1, got {value:.6g}")
 
 
 def _worst(a: Tensor, b: Tensor) -> Tensor:

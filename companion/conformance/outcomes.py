@@ -9,6 +9,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from companion.validate import require_positive_int
+
 STANDARD_ERRORS_ALLOWED = 5.0
 
 
@@ -188,6 +190,7 @@ def per_example(function: Callable[[Tensor], Tensor], x: Tensor, name: str) -> T
 
 def repeated(function: Callable[[Tensor], Tensor], x: Tensor, repeats: int, seed: int, name: str) -> Tensor:
     """(repeats, batch) in float64. Repeat r has seed + r, so that two functions may see the same noise."""
+    require_positive_int(repeats, "repeats")
     rows = []
     for r in range(repeats):
         with seeded(seed + r):

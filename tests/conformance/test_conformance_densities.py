@@ -284,3 +284,14 @@ def test_importance_weights_normalise():
 
     assert normalised_in_expectation(estimate, STATES)
     fails(normalised_in_expectation(lambda x, k: estimate(x, k, math.log(2)), STATES), "sum to 1.9")
+
+
+def test_too_few_samples_and_densities_without_a_gradient():
+    scale = torch.ones(1, requires_grad=True)
+    sample = lambda n: torch.randn(n, 1)  # noqa: E731
+    normal = lambda x: torch.distributions.Normal(0.0, scale).log_prob(x).sum(1)  # noqa: E731
+    with pytest.raises(ValueError, match="n must be an integer of at least 50, got 49"):
+        sampler_agrees_by_gradient(sample, normal, [scale], n=49)
+    assert "(99 samples)" not in repr(sampler_agrees_by_gradient(sample, normal, [scale], n=99))
+    outcome = sampler_agrees_by_gradient(sample, lambda x: normal(x).detach(), [scale], n=100)
+    assert outcome.passed is None and "log_prob keeps no gradient" in repr(outcome)

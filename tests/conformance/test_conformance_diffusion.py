@@ -2,6 +2,7 @@
 
 import math
 
+import pytest
 import torch
 from torch.distributions import MultivariateNormal
 
@@ -85,3 +86,14 @@ def test_samplers():
     fails(noisy, "noise of a standard deviation about 0.22 is left, as of a last step that adds some")
     fails(sampler_without_final_noise(ancestral(scale=0.9), bar, X), "all of them are off by -0.03")
     fails(sampler_without_final_noise(lambda eps, x: x[:2], bar, X), "the samples have shape (2, 2), x has (6, 2)")
+
+
+def test_times_and_schedules_that_cannot_be():
+    with pytest.raises(ValueError, match=r"alpha_bar must be from 0 to 1, got 1\.2"):
+        denoiser_matches_score(eps, DENSITY.log_prob, X, 1.2)
+    with pytest.raises(ValueError, match=r"alpha_bar\(3\) must be from 0 to 1, got -0\.5"):
+        sampler_without_final_noise(lambda denoise, x: denoise(x, 3.0), lambda t: -0.5, X)
+    fails(
+        sampler_without_final_noise(lambda denoise, x: x - denoise(x, 0.0), lambda t: 1.0, X),
+        "the denoiser is asked at t = 0, where ᾱ is 1",
+    )
