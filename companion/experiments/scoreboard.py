@@ -170,7 +170,7 @@ def table(preset: str = "quick") -> str:
     quality, cost = [], []
     for result in results(preset).values():
         row = result["rows"][0]
-        bound = "≤ " if row["likelihood"] == "bound" else ""
+        bound = "≤\N{NO-BREAK SPACE}" if row["likelihood"] == "bound" else ""
         lost = f", {row['lost']} of {row['samples'] + row['lost']} samples lost" if row["lost"] else ""
         quality.append(
             [

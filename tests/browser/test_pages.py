@@ -83,11 +83,17 @@ OVERFLOW = r"""
 }
 """
 
-# Formulas that are wider than their lines. `formulas.js` sets them smaller until they fit.
+# Formulas that are wider than their lines, which `formulas.js` sets smaller until they fit, and tables that a reader
+# would have to scroll.
 CUT = r"""
-() => [...document.querySelectorAll("div.math mjx-container, .statement mjx-container")]
-  .filter(e => e.querySelector("mjx-math").getBoundingClientRect().width > e.clientWidth + 1)
-  .map(e => e.closest("[id]").id)
+() => [
+  ...[...document.querySelectorAll("div.math mjx-container, .statement mjx-container")]
+    .filter(e => e.querySelector("mjx-math").getBoundingClientRect().width > e.clientWidth + 1)
+    .map(e => e.closest("[id]").id),
+  ...[...document.querySelectorAll(".bd-article table")]
+    .filter(e => e.getBoundingClientRect().right > document.documentElement.clientWidth)
+    .map(e => e.textContent.trim().slice(0, 60)),
+]
 """
 
 # Contrast of texts of ours with their background: the lowest for each kind of element.
@@ -251,7 +257,7 @@ def test_pages_are_not_wider_than_the_window(visits, view):
 
 
 @pytest.mark.parametrize("view", VIEWS, ids="-".join)
-def test_formulas_fit_into_their_lines(visits, view):
+def test_formulas_and_tables_are_not_cut(visits, view):
     assert not {page: visit.cut[view] for page, visit in visits.items() if visit.cut[view]}
 
 
