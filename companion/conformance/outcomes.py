@@ -2,6 +2,7 @@
 
 import functools
 import math
+import textwrap
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -12,6 +13,8 @@ from torch import Tensor
 from companion.validate import require_positive_int
 
 STANDARD_ERRORS_ALLOWED = 5.0
+# Of a line that a page shows whole, in characters.
+WIDTH = 84
 
 
 class ConformanceError(AssertionError):
@@ -67,6 +70,12 @@ class Outcome:
         numbers = (fits if self.passed else missed) if compared else ""
         return f"{self.verdict}: {self.name}: " + "; ".join(part for part in (numbers, self.detail) if part)
 
+    def __str__(self) -> str:
+        return _wrapped(repr(self), 4)
+
+    def _repr_pretty_(self, printer, cycle: bool) -> None:
+        printer.text(str(self))
+
 
 @dataclass(frozen=True)
 class Report:
@@ -96,12 +105,28 @@ class Report:
         return self
 
     def __repr__(self) -> str:
+        return self._text(lambda row, _: row)
+
+    def __str__(self) -> str:
+        return self._text(_wrapped)
+
+    def _repr_pretty_(self, printer, cycle: bool) -> None:
+        printer.text(str(self))
+
+    def _text(self, line: Callable[[str, int], str]) -> str:
         rows = [tuple(repr(outcome).split(": ", 2)) for outcome in self.outcomes]
         rows += [("skipped", name, reason) for name, reason in self.skipped.items()]
         count = sum(outcome.passed is True for outcome in self.outcomes)
         title = f"{self.model}: {count} passed, {len(self.failures)} failed, {len(self.skipped)} skipped"
         width = max((len(name) for _, name, _ in rows), default=0)
-        return "\n".join([title, *(f"  {verdict:<9}  {name:<{width}}  {text}" for verdict, name, text in rows)])
+        heads = [f"  {verdict:<9}  {name:<{width}}  " for verdict, name, _ in rows]
+        return "\n".join([title, *(line(head + row[2], len(head)) for head, row in zip(heads, rows, strict=True))])
+
+
+def _wrapped(line: str, indent: int) -> str:
+    """One line as several that fit on a page, all but the first of them indented."""
+    lines = textwrap.wrap(line, WIDTH, subsequent_indent=" " * indent, break_long_words=False, break_on_hyphens=False)
+    return "\n".join(lines)
 
 
 def conformance(function: Callable[..., Outcome]) -> Callable[..., Outcome]:

@@ -335,3 +335,21 @@ def test_arguments_out_of_range_are_named(arguments, error, words):
         )
     with pytest.raises(TypeError, match="model must be an object, got the class GaussianMixture"):
         check(GaussianMixture, event_shape=(2,), support="real")
+
+
+def test_a_printed_report_fits_on_a_page_and_says_the_same():
+    """What pytest shows of a failure stays on one line."""
+
+    class Wrong:
+        def log_prob(self, x):
+            return torch.distributions.Normal(0.0, 1.1).log_prob(x).sum(1)
+
+        def score(self, x):
+            return x
+
+    report = check(Wrong(), torch.randn(5, 1, dtype=torch.float64))
+    lines = str(report).splitlines()
+    assert max(map(len, lines)) <= 84 and len(lines) > len(repr(report).splitlines()) == 3
+    assert str(report).split() == repr(report).split()
+    (failure,) = report.failures
+    assert "\n    " in str(failure) and str(failure).split() == repr(failure).split()
