@@ -683,7 +683,7 @@ class _Learning:
 g_k&=\mathbb E_{p_k}[\nabla_\theta F_\theta]-\mathbb E_{p_0}[\nabla_\theta F_\theta]\\
 &\quad\text{with }p_k(v')=\sum_vp_{k-1}(v)\,T(v'|v),\quad p_0=p_{\rm data}\\
 \lim_{k\to\infty}g_k&=\mathbb E_{p_\theta}[\nabla_\theta F_\theta]-\mathbb E_{p_0}[\nabla_\theta F_\theta]\\
-&=\nabla_\theta\,\mathbb E_{p_0}[\log p_\theta]
+&\quad=\nabla_\theta\,\mathbb E_{p_0}[\log p_\theta]
 \end{aligned}""",
     kind="identity",
     route="enumeration",
@@ -2587,7 +2587,7 @@ J(\lambda s)&=\mathbb E_{p_{\rm data}}\big[\tfrac12\Vert\lambda s\Vert^2+\nabla\
 &=\tfrac{\lambda^2}2\mathbb E_{p_{\rm data}}\Vert s\Vert^2+\lambda\,\mathbb E_{p_{\rm data}}[\nabla\cdot s]\\
 &\ge\min_\lambda J(\lambda s)=-\frac{\big(\mathbb E_{p_{\rm data}}[\nabla\cdot s]\big)^2}
 {2\,\mathbb E_{p_{\rm data}}\Vert s\Vert^2}\\
--J(\lambda s)&\to-\infty\quad\text{for }\lambda\to\infty
+&\quad\text{and }-J(\lambda s)\to-\infty\text{ for }\lambda\to\infty
 \end{aligned}""",
     kind="inequality",
     route="quadrature",
@@ -2869,13 +2869,13 @@ class _CountedProduct(torch.autograd.Function):
 
 @verifies(
     "score-matching-cost",
-    r"""\begin{aligned}
+    r"""\begin{array}{rl}
 \text{score: }&2P\\
 \text{sliced: }&2P+2(P-n_{K-1})\\
 \text{trace, backward: }&2P+2d_x(P-n_{K-1})\\
 \text{trace, forward: }&(d_x+2)P\\
 \text{with }&P=\sum_{k=1}^Kn_{k-1}n_k,\quad n_0=d_x,\quad n_K=1
-\end{aligned}""",
+\end{array}""",
     kind="identity",
     route="enumeration",
     tolerance=1e-9,
@@ -3581,7 +3581,7 @@ class _AtAllLevels(torch.nn.Module):
 \tfrac12\,\mathbb E\Big\Vert s_\theta(x+\sigma_i\epsilon,\sigma_i)+\frac\epsilon{\sigma_i}\Big\Vert^2\\
 &=\frac1L\sum_{i=1}^L\lambda(\sigma_i)\Big(
 \tfrac12\,\mathbb E_{p_{\sigma_i}}\Vert s_\theta-\nabla\log p_{\sigma_i}\Vert^2\\
-&\qquad+\frac{d_x}{2\sigma_i^2}-\tfrac12\,\mathbb E_{p_{\sigma_i}}\Vert\nabla\log p_{\sigma_i}\Vert^2\Big)\\
+&\quad\quad+\frac{d_x}{2\sigma_i^2}-\tfrac12\,\mathbb E_{p_{\sigma_i}}\Vert\nabla\log p_{\sigma_i}\Vert^2\Big)\\
 &\quad\text{with }\lambda(\sigma)=\sigma^2
 \end{aligned}""",
     kind="definition",

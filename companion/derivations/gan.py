@@ -292,7 +292,7 @@ def gan_jsd_value(rng: np.random.Generator) -> Lines:
     "gan-equilibrium",
     r"""\begin{aligned}
 p_g=p_{\rm data}&\iff D^*=\frac12\\
-&\iff V(D^*,G)=\min_G\max_DV(D,G)=-\log4
+&\quad\iff V(D^*,G)=\min_G\max_DV(D,G)=-\log4
 \end{aligned}""",
     kind="identity",
     route="enumeration",

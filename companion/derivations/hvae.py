@@ -666,7 +666,7 @@ def hvae_middle_term(toy: Tower) -> Lines:
     "hvae-elbo-topdown",
     r"""\begin{aligned}
 \mathcal L(\theta,\phi;x)&=\mathbb E_{q_\phi}\bigg[\log p_\theta(x\mid z_1)+\log\frac{p(z_T)}{q_\phi(z_T\mid x)}\\
-&\qquad+\sum_{t=2}^T\log\frac{p_\theta(z_{t-1}\mid z_t)}{q_\phi(z_{t-1}\mid z_t,x)}\bigg]\\
+&\quad\quad+\sum_{t=2}^T\log\frac{p_\theta(z_{t-1}\mid z_t)}{q_\phi(z_{t-1}\mid z_t,x)}\bigg]\\
 &=\mathbb E_{q_\phi}\left[\log p_\theta(x\mid z_1)\right]-\mathrm{KL}(q_\phi(z_T\mid x)\Vert p(z_T))\\
 &\quad-\sum_{t=2}^T\mathbb E_{q_\phi(z_t\mid x)}\left[
 \mathrm{KL}(q_\phi(z_{t-1}\mid z_t,x)\Vert p_\theta(z_{t-1}\mid z_t))\right]
@@ -768,7 +768,7 @@ def kl_warm_up(toy: Tower) -> Lines:
 \frac{N(z;\hat\mu,\hat\sigma^2)\,N(z;\mu_p,\sigma_p^2)}
 {\int N(z^\prime;\hat\mu,\hat\sigma^2)\,N(z^\prime;\mu_p,\sigma_p^2)\,dz^\prime}&=N(z;\mu_q,\sigma_q^2)\\
 \sigma_q^2&=\frac1{\hat\sigma^{-2}+\sigma_p^{-2}}\\
-\mu_q&=\sigma_q^2\left(\hat\mu\,\hat\sigma^{-2}+\mu_p\,\sigma_p^{-2}\right)
+&\quad\text{and }\mu_q=\sigma_q^2\left(\hat\mu\,\hat\sigma^{-2}+\mu_p\,\sigma_p^{-2}\right)
 \end{aligned}""",
     kind="identity",
     route="quadrature",
